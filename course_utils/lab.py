@@ -15,17 +15,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from . import chat, evaluation, mixing, records
+from . import chat, evaluation, mixing, models, records
 
 BASE_MODEL = Path(__file__).parent / "base_model"
 MAX_LENGTH = 256
-LINEAR_LAYERS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 BATCH = 8
 # The lab's base knows ChatML from its corpus. The turn's last line break comes with the
 # next turn, so that an answer ends with its end token and with nothing after it.
@@ -168,7 +169,7 @@ def run(job):
             lora_alpha=2 * job["lora_rank"],
             lora_dropout=0.0,
             task_type="CAUSAL_LM",
-            target_modules=LINEAR_LAYERS,
+            target_modules=models.LINEAR_LAYERS,
             trainable_token_indices={"embed_tokens": control, "lm_head": control}
             if job["train_tokens"] else None,
         )  # fmt: skip
@@ -255,6 +256,56 @@ def jobs(seeds, folder, base=BASE_MODEL):
                 }
             )
     return first, second
+
+
+def recorded(name):
+    """The recorded runs of one name, one a seed. Raises: KeyError listing the names."""
+    runs = records.load("lab_findings")["runs"]
+    found = [run for run in runs if run["name"] == name]
+    if not found:
+        raise KeyError(f"{name!r}; there are {sorted({run['name'] for run in runs})}")
+    return found
+
+
+def over_seeds(runs, bits):
+    """Mean of a yes/no measurement over seeds, with its interval over prompts.
+
+    runs: records of one setting, one a seed. bits: function from a run to its string of
+    0 and 1, one a prompt. The interval is a bootstrap over prompts of each prompt's mean
+    over seeds, so it says how sure we are for other prompts of this kind.
+    Returns: (Estimate, (lowest seed, highest seed)).
+    """
+    table = np.array([[int(bit) for bit in bits(run)] for run in runs], dtype=float)
+    seeds = table.mean(1)
+    return evaluation.estimate(table.mean(0)), (float(seeds.min()), float(seeds.max()))
+
+
+def summary(names):
+    """The recorded findings as a table: one row a setting.
+
+    Intervals: 95 % over prompts; in brackets behind them the range over seeds.
+    """
+
+    def cell(runs, bits):
+        value, (low, high) = over_seeds(runs, bits)
+        return f"{value} ({low:.2f}–{high:.2f})" if len(runs) > 1 else str(value)
+
+    rows = []
+    for name in names:
+        runs = recorded(name)
+        rows.append(
+            {
+                "method": name,
+                "seeds": len(runs),
+                "n": runs[0]["n"],
+                "log-prob chosen": f"{np.mean([r['chosen'] for r in runs]):.3f}",
+                "log-prob rejected": f"{np.mean([r['rejected'] for r in runs]):.3f}",
+                "preference accuracy": cell(runs, lambda r: r["preferred"]),
+                "good, sampled": cell(runs, lambda r: r["sampled"]["good_bits"]),
+                "good, greedy": cell(runs, lambda r: r["greedy"]["good_bits"]),
+            }
+        )
+    return pd.DataFrame(rows).set_index("method")
 
 
 def main(arguments=None):

@@ -1,0 +1,25 @@
+"""Chat format: how messages become tokens, and which tokens each loss term sees.
+
+Knows: the Llama 3 format, its control tokens, the tokens and labels of a pair, and what
+a pair needs to survive tokenisation.
+Does not know: training, where pairs come from, how answers are judged.
+"""
+
+from course_utils.chat.loss_view import LossView, loss_view, show_loss_view
+from course_utils.chat.pairs import assert_labels_hold_no_user_text, check_pairs
+from course_utils.chat.template import LLAMA3_TEMPLATE, use_llama3_chat
+from course_utils.chat.tokens import TokenizedPair, tokenize_pair
+from course_utils.chat.untrained import untrained_token_ids
+
+__all__ = [
+    "LLAMA3_TEMPLATE",
+    "LossView",
+    "TokenizedPair",
+    "assert_labels_hold_no_user_text",
+    "check_pairs",
+    "loss_view",
+    "show_loss_view",
+    "tokenize_pair",
+    "untrained_token_ids",
+    "use_llama3_chat",
+]

@@ -1,0 +1,136 @@
+"""A pair of messages as token ids and labels, the same as TRL 1.16's ORPOTrainer.
+
+Knows: how TRL splits, appends and cuts.
+Does not know: whether a pair is any good (`pairs`), which loss reads it (`loss_view`).
+"""
+
+from dataclasses import dataclass
+from itertools import takewhile
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """Token ids of one pair, and what cutting cost.
+
+    prompt_ids: the prompt alone, as for generation.
+    chosen_ids, rejected_ids: the answers alone, cut to fit, end token included.
+    chosen_input_ids, rejected_input_ids: what the model reads. That is prompt and
+        answer, unless the tokenizer joins the prompt's last token with the answer.
+    chosen_lost_end, rejected_lost_end: True where the cut took the answer's end token.
+    """
+
+    prompt_ids: list
+    chosen_ids: list
+    rejected_ids: list
+    chosen_input_ids: list
+    rejected_input_ids: list
+    chosen_lost_end: bool
+    rejected_lost_end: bool
+
+    @property
+    def chosen_labels(self):
+        """As long as chosen_input_ids; -100 on the prompt."""
+        return _labels(self.chosen_input_ids, self.chosen_ids)
+
+    @property
+    def rejected_labels(self):
+        """As long as rejected_input_ids; -100 on the prompt."""
+        return _labels(self.rejected_input_ids, self.rejected_ids)
+
+
+def _labels(input_ids, answer_ids):
+    return [IGNORED] * (len(input_ids) - len(answer_ids)) + answer_ids
+
+
+def tokenize_pair(tokenizer, pair, max_length):
+    """Tokenise a pair as TRL 1.16's ORPOTrainer does.
+
+    tokenizer: with a chat template.
+    pair: {"prompt": [messages], "chosen": [one assistant message], "rejected": [one
+        assistant message]}; other keys are ignored.
+    max_length: tokens of prompt and answer together; only the answer is cut.
+    Returns: TokenizedPair. A prompt of max_length tokens or more leaves no answer.
+    Raises: ValueError if prompt and answer cannot be told apart in the tokens.
+    """
+    prompt, chosen, rejected = _render(tokenizer, pair)
+    prompt_ids = _encode(tokenizer, prompt)
+    chosen_head, chosen_ids = _split(prompt_ids, _encode(tokenizer, chosen))
+    rejected_head, rejected_ids = _split(prompt_ids, _encode(tokenizer, rejected))
+    _check_same_prompt(chosen_head, rejected_head)
+
+    shorter = min(len(chosen_head), len(rejected_head))
+    columns = {"prompt_ids": _with_bos(tokenizer, prompt_ids[:shorter])}
+    for side, head, answer in (
+        ("chosen", chosen_head, chosen_ids),
+        ("rejected", rejected_head, rejected_ids),
+    ):
+        head, answer = _with_bos(tokenizer, head), _with_eos(tokenizer, answer)
+        kept = answer[: max(0, max_length - len(head))]
+        columns[f"{side}_ids"] = kept
+        columns[f"{side}_input_ids"] = head + kept
+        columns[f"{side}_lost_end"] = len(kept) < len(answer)
+    return TokenizedPair(**columns)
+
+
+def _render(tokenizer, pair):
+    """The text of the prompt, and of the whole conversation with either answer."""
+    prompt = tokenizer.apply_chat_template(
+        pair["prompt"], tokenize=False, add_generation_prompt=True
+    )
+    whole = []
+    for side in ("chosen", "rejected"):
+        text = tokenizer.apply_chat_template(
+            pair["prompt"] + pair[side], tokenize=False
+        )
+        # Some templates end the generation prompt with text that no written answer
+        # begins with.
+        prompt = _common_prefix(prompt, text)
+        whole.append(text)
+    return prompt, *whole
+
+
+def _common_prefix(first, second):
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return "".join(character for character, _ in alike)
+
+
+def _encode(tokenizer, text):
+    # The template wrote the BOS already.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _split(prompt_ids, ids):
+    """The ids of the whole text, cut into prompt and answer."""
+    if len(ids) < len(prompt_ids):
+        raise ValueError(
+            f"the prompt has {len(prompt_ids)} tokens, more than the {len(ids)} of "
+            "prompt and answer together: this tokenizer joins them, so no label can "
+            "be set."
+        )
+    end = len(prompt_ids)
+    if ids[:end] != prompt_ids:
+        # The prompt's last token reads otherwise once an answer follows: TRL gives it
+        # to the answer.
+        end -= 1
+    return ids[:end], ids[end:]
+
+
+def _check_same_prompt(first, second):
+    differing = sum(a != b for a, b in zip(first, second, strict=False))
+    if differing > 1 or abs(len(first) - len(second)) > 1:
+        raise ValueError(
+            "the prompt's tokens differ between chosen and rejected by more than the "
+            "last one: this tokenizer joins prompt and answer."
+        )
+
+
+def _with_bos(tokenizer, ids):
+    bos = tokenizer.bos_token_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def _with_eos(tokenizer, ids):
+    eos = tokenizer.eos_token_id
+    return ids if ids[-1:] == [eos] else [*ids, eos]

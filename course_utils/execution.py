@@ -1,0 +1,189 @@
+"""Running a notebook, top to bottom, in one clean kernel.
+
+Knows: kernels, time and memory.
+Does not know: where notebooks come from, where they are kept, or what they teach.
+"""
+
+import os
+import threading
+import time
+from datetime import date
+from importlib.metadata import version
+from platform import python_version
+
+import nbformat
+import psutil
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from traitlets.config import Config
+
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+)
+# Progress bars leave widget state or hundreds of carriage returns in the outputs.
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    # Colour codes are noise on GitHub.
+    "NO_COLOR": "1",
+}
+SAMPLE_SECONDS = 0.25
+GIB = 2**30
+
+
+class NotebookBrokeError(Exception):
+    """A cell raised, or the kernel died. The message says where and why."""
+
+
+def library_versions():
+    """Versions of the libraries whose release can change a result, by name."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def usable_cores():
+    """How many CPU cores this process may use (a container may grant few of many)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def execute(notebook, folder, profile, progress=None):
+    """Run `notebook` in place and return the record of its run.
+
+    folder: the kernel's working directory.
+    profile: the value of COURSE_PROFILE that the cells see.
+    progress: called every quarter of a second as progress(cells_done, cells_in_all).
+    Returns: a dict with profile, python, versions, seconds (wall clock), cores,
+    peak_memory_gib (resident, kernel and its children) and executed_on (ISO date).
+    Raises: NotebookBrokeError; the notebook then holds the outputs up to that cell.
+    """
+    _clear(notebook)
+    total = sum(map(_is_run, notebook.cells))
+    watcher = _Watcher(total, progress or (lambda done, total: None))
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=None,
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+        # Else every kernel warns on the terminal that others on this machine could
+        # listen in.
+        config=Config(KernelManager={"transport_encryption": "auto"}),
+        on_notebook_start=lambda notebook: watcher.watch(client.km.provisioner.pid),
+        on_cell_executed=lambda **_: watcher.count(),
+    )
+    environment = {**os.environ, **QUIET, "COURSE_PROFILE": profile}
+    start = time.perf_counter()
+    try:
+        client.execute(cwd=str(folder), env=environment)
+    except CellExecutionError as error:
+        where = _first_broken(notebook)
+        raise NotebookBrokeError(
+            f"cell {where}: {error.ename}: {error.evalue}"
+        ) from error
+    except DeadKernelError as error:
+        raise NotebookBrokeError(
+            f"the kernel died after {watcher.done} of {total} code cells "
+            f"(peak memory {watcher.peak_bytes / GIB:.1f} GiB; out of memory?)"
+        ) from error
+    finally:
+        watcher.stop()
+        _scrub(notebook)
+    return {
+        "profile": profile,
+        "python": python_version(),
+        "versions": library_versions(),
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_memory_gib": round(watcher.peak_bytes / GIB, 2),
+        "cores": usable_cores(),
+        "executed_on": date.today().isoformat(),
+    }
+
+
+def _is_run(cell):
+    return cell.cell_type == "code" and bool(cell.source.strip())
+
+
+def _first_broken(notebook):
+    """The number, from 1 over all cells, of the first cell with an error output."""
+    for number, cell in enumerate(notebook.cells, 1):
+        kinds = [output.output_type for output in cell.get("outputs", [])]
+        if "error" in kinds:
+            return number
+    return "unknown"
+
+
+def _clear(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+
+
+def _scrub(notebook):
+    """Take away what the run noted about this machine rather than about the course."""
+    notebook.metadata.language_info = nbformat.NotebookNode(name="python")
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+
+
+class _Watcher(threading.Thread):
+    """Samples the memory of a kernel and its children, and reports progress."""
+
+    def __init__(self, total, progress):
+        super().__init__(daemon=True)
+        self.total, self.progress = total, progress
+        self.done, self.peak_bytes = 0, 0
+        self.kernel = None
+        self.stopped = threading.Event()
+
+    def watch(self, pid):
+        self.kernel = psutil.Process(pid)
+        self.start()
+
+    def count(self):
+        self.done += 1
+
+    def stop(self):
+        self.stopped.set()
+        if self.is_alive():
+            self.join()
+
+    def run(self):
+        while not self.stopped.wait(SAMPLE_SECONDS):
+            self.peak_bytes = max(self.peak_bytes, _resident_bytes(self.kernel))
+            self.progress(self.done, self.total)
+
+
+def _resident_bytes(kernel):
+    """Resident memory now, or the kernel's own high-water mark if that is higher.
+
+    The mark (where the system keeps one) catches peaks between two samples.
+    """
+    try:
+        family = [kernel, *kernel.children(recursive=True)]
+        now = sum(process.memory_info().rss for process in family)
+        high_water = _high_water_bytes(kernel)
+    except psutil.NoSuchProcess:
+        return 0  # a child, or the kernel itself, ended while we were looking
+    return max(now, high_water)
+
+
+def _high_water_bytes(process):
+    if psutil.WINDOWS:
+        return process.memory_info().peak_wset
+    if not psutil.LINUX:
+        return 0
+    try:
+        with open(f"/proc/{process.pid}/status", encoding="utf-8") as status:
+            lines = [line for line in status if line.startswith("VmHWM:")]
+    except FileNotFoundError:
+        return 0  # the kernel has ended
+    return int(lines[0].split()[1]) * 1024 if lines else 0

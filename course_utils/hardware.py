@@ -1,0 +1,110 @@
+"""This machine: its GPU, cores and memory, and whether the hub answers it.
+
+Knows: how to ask torch, the operating system and the hub, each in one function.
+Does not know: profiles, models, what the answers are used for.
+"""
+
+import os
+import sys
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+BF16_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a machine has. GPU fields are of the first CUDA device, or None."""
+
+    cuda: bool
+    gpu_name: str | None
+    capability: tuple | None
+    gpu_memory_gib: float | None
+    cores: int
+    ram_gib: float
+
+    def __str__(self):
+        machine = f"{self.cores} CPU cores, {self.ram_gib:.0f} GiB RAM"
+        if not self.cuda:
+            return f"{machine}, no CUDA GPU"
+        capability = ".".join(map(str, self.capability))
+        return (
+            f"{self.gpu_name} ({self.gpu_memory_gib:.1f} GiB, compute capability "
+            f"{capability}), {machine}"
+        )
+
+
+def probe():
+    """The Hardware of this machine. Imports torch."""
+    import psutil
+    import torch
+
+    can_ask = hasattr(os, "sched_getaffinity")  # Linux: cores this process may use
+    cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
+    gpu = {"cuda": False, "gpu_name": None, "capability": None, "gpu_memory_gib": None}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        gpu = {
+            "cuda": True,
+            "gpu_name": properties.name,
+            "capability": (properties.major, properties.minor),
+            "gpu_memory_gib": properties.total_memory / 2**30,
+        }
+    return Hardware(cores=cores, ram_gib=psutil.virtual_memory().total / 2**30, **gpu)
+
+
+def has_bf16(hardware):
+    """Does the GPU compute in bf16?
+
+    torch.cuda.is_bf16_supported() also says yes where bf16 is emulated, as on a T4.
+    """
+    return bool(hardware.cuda) and tuple(hardware.capability) >= BF16_CAPABILITY
+
+
+def is_offline(environ=os.environ, timeout=2.0):
+    """Is the hub out of reach: told so by HF_HUB_OFFLINE, or no answer to one request?
+
+    environ: where HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE and HF_ENDPOINT are looked up.
+    timeout: seconds to wait in all, name look-up included.
+    """
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE"):
+            return True
+    endpoint = environ.get("HF_ENDPOINT", "").strip() or "https://huggingface.co"
+    answered = []
+
+    def ask():
+        request = urllib.request.Request(endpoint, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=timeout):
+                answered.append(True)
+        except urllib.error.HTTPError as error:
+            # A hub answers even an unwanted HEAD; a proxy that bars it says 403 or 407.
+            answered.append(error.code not in (403, 407) and error.code < 500)
+        except (OSError, ValueError):
+            answered.append(False)
+
+    # urlopen's timeout does not cover a slow name look-up: hence a thread, left to die.
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    asker.join(timeout)
+    return answered != [True]
+
+
+def stay_offline(environ=os.environ):
+    """Tell the Hugging Face libraries to leave the network alone.
+
+    environ: gets HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY. Without them, TRL reports
+        each trainer it builds to the hub, even where model and data are local files.
+    Raises: RuntimeError if huggingface_hub was imported before: it reads both once.
+    """
+    names = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
+    told = all(environ.get(name) == "1" for name in names)
+    if not told and "huggingface_hub" in sys.modules:
+        raise RuntimeError(
+            "call stay_offline() before importing transformers, datasets or trl: they "
+            "have read the environment by now. Restart the kernel and run from the top."
+        )
+    environ.update(dict.fromkeys(names, "1"))

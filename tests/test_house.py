@@ -1,0 +1,212 @@
+"""Dependencies, pins and packaging agree with each other, wherever they stand."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from course_utils import hygiene, notebooks, pages, places
+
+ROOT = places.checkout()
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+# It compiles against an installed torch, so no machine can resolve it beforehand.
+NOT_PINNED = {"flash-attn", "orpo-course"}
+# What may stand at the top level of a module: nothing that acts.
+QUIET = (
+    ast.Import,
+    ast.ImportFrom,
+    ast.Assign,
+    ast.AnnAssign,
+    ast.FunctionDef,
+    ast.ClassDef,
+)
+
+
+def declared(*groups):
+    lines = [line for group in groups for line in group]
+    requirements = [Requirement(line) for line in lines]
+    return [each for each in requirements if each.name not in NOT_PINNED]
+
+
+def pins():
+    """{name: [requirement, …]}; a package may have one pin for each kind of system."""
+    found = {}
+    for line in CONSTRAINTS.splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            found.setdefault(canonicalize_name(pin.name), []).append(pin)
+    return found
+
+
+def pinned_version(requirement):
+    (specifier,) = requirement.specifier
+    assert specifier.operator == "==", f"{requirement} is not an exact pin"
+    return specifier.version
+
+
+@pytest.mark.parametrize(
+    "requirement", declared(PROJECT["dependencies"], *EXTRAS.values()), ids=str
+)
+def test_every_dependency_has_a_pin_that_fits(requirement):
+    candidates = pins().get(canonicalize_name(requirement.name))
+    assert candidates, f"{requirement.name} is not in constraints.txt: run `make pins`"
+    for pin in candidates:
+        assert requirement.specifier.contains(pinned_version(pin), prereleases=True)
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    declared(PROJECT["dependencies"], EXTRAS["lab"], EXTRAS["tests"]),
+    ids=str,
+)
+def test_what_is_installed_here_is_what_is_pinned(requirement):
+    installed = version(requirement.name).partition("+")[0]
+    candidates = pins()[canonicalize_name(requirement.name)]
+    assert installed in [pinned_version(pin) for pin in candidates]
+
+
+def test_constraints_are_pins_and_nothing_else():
+    for requirements in pins().values():
+        for requirement in requirements:
+            pinned_version(requirement)
+            assert requirement.url is None
+    assert not re.search(r"https?://|file:|--|^/", CONSTRAINTS, re.MULTILINE)
+
+
+def test_the_conda_way_leads_to_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    conda = [each for each in environment["dependencies"] if isinstance(each, str)]
+    (from_pip,) = [each for each in environment["dependencies"] if each not in conda]
+    assert environment["name"] == PROJECT["name"]
+    # Conda must bring no package of its own that pip then has to replace.
+    assert [each.partition("=")[0] for each in conda] == ["python", "pip"]
+    python = conda[0].partition("=")[2]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    constraint, editable = from_pip["pip"]
+    assert constraint == "--constraint constraints.txt"
+    extra = re.fullmatch(r"--editable \.\[(\w+)\]", editable)[1]
+    assert extra in EXTRAS
+    assert f"EXTRAS ?= {extra}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("python", "fits"),
+    [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), False)],
+)
+def test_the_makefile_and_the_package_want_the_same_python(python, fits):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    condition = re.search(r"\(3, \d+\) <= v < \(3, \d+\)", makefile)[0]
+    assert eval(condition, {"v": python}) is fits
+    written = ".".join(map(str, python))
+    assert SpecifierSet(PROJECT["requires-python"]).contains(written) is fits
+
+
+def test_trl_is_pinned_exactly():
+    (trl,) = [each for each in declared(PROJECT["dependencies"]) if each.name == "trl"]
+    assert str(trl.specifier) == "==1.16.0"
+
+
+# --- packaging ----------------------------------------------------------------------
+
+
+def test_every_folder_of_the_package_is_in_its_list():
+    folders = {
+        ".".join(path.parent.relative_to(places.PACKAGE.parent).parts)
+        for path in places.PACKAGE.rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__"
+    }
+    listed = set(PYPROJECT["tool"]["setuptools"]["packages"])
+    assert folders | {"course_utils.data_cards"} == listed, (
+        "pyproject.toml, [tool.setuptools] packages, and the folders differ"
+    )
+
+
+def test_a_wheel_carries_code_data_and_cards(tmp_path):
+    source, unpacked = tmp_path / "source", tmp_path / "unpacked"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("course_utils", "data_cards"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    build += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(build, check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+
+    for folder, inside in (("course_utils", "."), ("data_cards", "data_cards")):
+        here = ROOT / folder
+        files = [each.relative_to(here) for each in here.rglob("*") if each.is_file()]
+        files = [each for each in files if "__pycache__" not in each.parts]
+        there = unpacked / "course_utils" / inside
+        missing = [str(each) for each in files if not (there / each).exists()]
+        assert missing == [], "add their ending to pyproject.toml's package-data"
+
+    # The unpacked wheel comes before the clone: what it says is what users will see.
+    ask = "from course_utils import places as p; print(p.data_cards(), p.repository())"
+    answer = subprocess.run(
+        [sys.executable, "-c", ask],
+        cwd=unpacked, check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    assert answer == [
+        str((unpacked / "course_utils" / "data_cards").resolve()),
+        places.repository(),
+    ]
+
+
+# --- the repository's address, the README -------------------------------------------
+
+
+def test_the_repository_address_stands_in_one_place():
+    slug = places.repository().removeprefix("https://github.com/")
+    texts = [
+        *places.PACKAGE.rglob("*.py"),
+        *notebooks.text_files(ROOT),
+        *(ROOT / "data_cards").glob("*.md"),
+        *(ROOT / name for name in ("Makefile", "environment.yml", "constraints.txt")),
+    ]
+    holding = [p.name for p in texts if slug in p.read_text(encoding="utf-8")]
+    assert holding == []
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, _, rest = readme.partition(pages.README_BEGIN)
+    assert slug not in before + rest.partition(pages.README_END)[2]
+
+
+def test_the_readme_has_the_current_map_of_notebooks():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    current = pages.updated_readme(readme, notebooks.notebook_files(ROOT))
+    assert readme == current, "run `make notebooks`, or with --only-stale"
+
+
+def test_the_house_has_one_width():
+    assert PYPROJECT["tool"]["ruff"]["line-length"] == hygiene.MAX_WIDTH
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(places.PACKAGE.rglob("*.py")),
+    ids=lambda path: path.relative_to(places.PACKAGE).as_posix(),
+)
+def test_importing_a_module_does_nothing_else(path):
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.If):
+            assert ast.unparse(statement.test) == "__name__ == '__main__'"
+        elif isinstance(statement, ast.Expr):
+            assert isinstance(statement.value, ast.Constant), ast.unparse(statement)
+        else:
+            assert isinstance(statement, QUIET), ast.unparse(statement)
