@@ -52,3 +52,31 @@ def estimates(ax, names, values, title, xlabel, colours=None):
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     return tidy(ax, title, xlabel, "")
+
+
+class LiveCurves:
+    """A figure that redraws itself while a training runs, in any Jupyter front end.
+
+    Give it to `PreferenceCurve(..., on_point=LiveCurves(title))`.
+    """
+
+    def __init__(self, title):
+        self.title, self.handle = title, None
+
+    def __call__(self, history):
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        fig, axes = plt.subplots(1, 2, figsize=(8, 3), dpi=80)
+        preference_curves(axes[0], [history], self.title)
+        steps = [point["step"] for point in history]
+        axes[1].plot(steps, [point["accuracy"] for point in history], color="black")
+        axes[1].axhline(0.5, color=COLOURS["base"], lw=1, ls=":")
+        axes[1].set_ylim(0, 1)
+        tidy(axes[1], "share of pairs preferred", "optimizer step", "accuracy")
+        fig.tight_layout()
+        plt.close(fig)  # or Jupyter would show it a second time at the end of the cell
+        if self.handle is None:
+            self.handle = display(fig, display_id=True)
+        else:
+            self.handle.update(fig)

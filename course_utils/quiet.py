@@ -1,0 +1,32 @@
+"""Library messages that tell a learner nothing, named one by one and hidden.
+
+Knows: which messages, and why each may go. Does not know: anything else; every message
+that is not named here still shows.
+"""
+
+import logging
+import os
+import warnings
+
+_WARNINGS = (
+    # The course switches progress bars off, so it does not miss the widgets for them.
+    "IProgress not found",
+    # transformers renames the option; TRL 1.16 still sets it under the old name.
+    ".*gradient_checkpointing` is deprecated",
+)
+_LOGGERS = {
+    # Says that the optional package `kernels` is missing. It would call the hub.
+    "bitsandbytes": logging.CRITICAL,
+    # Says that the model's config took over the tokenizer's special tokens: we set them.
+    "transformers": logging.ERROR,
+}
+
+
+def hide_library_chatter():
+    """Hide the messages named above. Call it before importing transformers or TRL."""
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name, level in _LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
+    # transformers sets its own logger's level from this when it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,627 @@
+# %% [markdown]
+# # 04 · Does it learn, and how would I know?
+#
+# {{badge}}
+#
+# **You will learn**
+# to run the recipe that everyone copied and measure that it hardly moves,
+# to find out why, one cause at a time,
+# and to train with settings that work, with curves, checkpoints and a resume that you can trust.
+#
+# **Time and hardware**: {{recorded}}.
+# Sections 1 to 3 use the lab's small model in every profile; section 4 trains the model of your profile.
+#
+# **You need** notebook 01 (the loss) and, for a GPU profile, notebook 03 (loading in 4 bit).
+
+# %% tags=["colab"]
+import sys
+
+if "google.colab" in sys.modules:
+    # %pip install -q "orpo-course @ git+{{repository}}"
+
+# %%
+from course_utils import profiles, quiet
+
+profile, reason = profiles.choose()
+if not profile.needs_hub:
+    profiles.stay_offline()
+quiet.hide_library_chatter()
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+
+from course_utils import chat, checks, evaluation, lab, mixing, models, plots, records
+
+print(f"profile {profile.name}: {reason}")
+
+# %% [markdown]
+# ## 1. The recipe as published
+#
+# The article of April 2024 trained Llama 3 8B on 1,000 pairs for one epoch:
+# LoRA of rank 16, learning rate 8e-6, β 0.1, 8 pairs a step, dropout 0.05, ten pairs for evaluation.
+# It reports margins near 0 and accuracies near 0.5.
+# Its code no longer imports, so here is what its arguments are called today.
+
+# %%
+pd.DataFrame(
+    [
+        ("from trl import ORPOTrainer", "from trl.experimental.orpo import …"),
+        ("setup_chat_format(…)", "a chat template; no resizing (section 3)"),
+        ("evaluation_strategy=", "eval_strategy="),
+        ("tokenizer=", "processing_class="),
+        ("max_prompt_length=", "gone: long prompts must be filtered (section 3)"),
+    ],
+    columns=["April 2024", "today"],
+).style.hide()
+
+# %% [markdown]
+# The lab runs it with the same settings on its own data.
+# Llama 3's chat tokens are new to this base model, as they are to Llama 3 8B's.
+
+# %%
+from datasets import Dataset
+from peft import LoraConfig
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+lab_mix = mixing.build()
+lab_pairs = lab_mix.train.select(range(1000)).remove_columns("source")
+held_out = list(lab_mix.evaluation)[:210]  # 30 of each source
+prompts = [pair["prompt"] for pair in held_out[:105]]
+
+
+def fresh_lab_model():
+    """The lab's base and its tokenizer, with Llama 3's chat format and token ids."""
+    model, tokenizer = lab.load_base()
+    return model, tokenizer, chat.use_llama3_chat(tokenizer)
+
+
+def settings(steps, **changes):
+    """The article's settings on the lab, changed where a cell says so."""
+    article = dict(
+        learning_rate=8e-6, beta=0.1, lr_scheduler_type="linear", warmup_steps=10,
+        per_device_train_batch_size=8, max_steps=steps, max_length=256,
+        output_dir="outputs/04/lab", save_strategy="no", logging_steps=20,
+        report_to="none", disable_tqdm=True, bf16=False, use_cpu=True,
+        gradient_checkpointing=False, remove_unused_columns=False, seed=0,
+    )  # fmt: skip
+    return ORPOConfig(**article | changes)
+
+
+# %%
+ARTICLE_LORA = LoraConfig(
+    r=16, lora_alpha=32, lora_dropout=0.05, task_type="CAUSAL_LM",
+    target_modules=models.LINEAR_LAYERS,
+)  # fmt: skip
+base, tokenizer, control_ids = fresh_lab_model()
+article_strings = lab.count_prompt_twice(lab_pairs, tokenizer)
+article = ORPOTrainer(
+    base, settings(60), train_dataset=article_strings, processing_class=tokenizer,
+    peft_config=ARTICLE_LORA,
+)  # fmt: skip
+curve = evaluation.PreferenceCurve(tokenizer, held_out, every=30, max_length=256)
+article.add_callback(curve)
+article.remove_callback(transformers.PrinterCallback)
+article.train()
+for point in curve.history:
+    print({name: round(float(value), 4) for name, value in point.items()})
+
+# %% [markdown]
+# **Predict.** That was 60 of the article's 124 steps. Would the other 64 have helped?
+
+# %%
+names = ["base, Llama 3 chat", "LoRA LR 8e-06, β 0.1"]
+print(records.caption(records.load("lab_findings")))
+lab.summary(names)
+
+# %% [markdown]
+# They would not: after all 124 steps, three seeds stand where the base stands.
+# Loss curves of such a run go down a little and look like learning.
+# The next section takes the causes apart.
+#
+# ## 2. Would the article have seen it?
+#
+# It kept 1 % of 1,000 pairs for evaluation: ten.
+# **Predict.** Five of ten pairs are ranked rightly. Between which accuracies can the truth lie?
+
+# %%
+for n in (10, 210, 800):
+    half = np.arange(n) < n // 2
+    print(f"{n // 2} of {n}: {evaluation.estimate(half)}")
+
+
+# %% [markdown]
+# With ten pairs, nearly anything between a quarter and three quarters is possible.
+# Exercise 4.1 computes how many pairs you need.
+#
+# ## 3. One cause at a time
+#
+# ### 3.1 The prompt is counted twice
+#
+# The recipe turns `chosen` and `rejected` into strings of the whole conversation and leaves the string column `prompt` beside them.
+# TRL takes strings as they are.
+#
+# **Predict.** What does the trainer score as the "answer" of the first pair?
+
+# %%
+def labels_as_text(trainer, row=0):
+    labels = trainer.train_dataset[row]["chosen_labels"]
+    scored = [label for label in labels if label != -100]
+    return len(scored), tokenizer.decode(scored)
+
+
+count, text = labels_as_text(article)
+print(f"{count} scored tokens:\n{text}")
+
+# %% [markdown]
+# The user's turn is scored as if the assistant had written it.
+# With raw messages the answer alone is scored, and a check proves it for every row.
+
+# %%
+raw_messages = ORPOTrainer(
+    fresh_lab_model()[0], settings(60), train_dataset=lab_pairs,
+    processing_class=tokenizer,
+)  # fmt: skip
+count, text = labels_as_text(raw_messages)
+print(f"{count} scored tokens:\n{text}\n")
+rows = chat.assert_labels_hold_no_user_text(raw_messages, tokenizer, lab_pairs)
+print(f"{rows} rows hold no user text")
+try:
+    chat.assert_labels_hold_no_user_text(article, tokenizer, lab_pairs)
+except AssertionError as error:
+    print("the article's rows:", str(error).splitlines()[0])
+else:
+    raise AssertionError("the check should have found the fault")
+
+# %% [markdown]
+# **Predict.** What does that cost a run whose other settings work?
+
+# %%
+lab.summary(["LoRA LR 0.003, β 0.5", "LoRA, prompt counted twice"])
+
+# %% [markdown]
+# Recorded with three seeds: the greedy answers get worse by more than the seeds differ.
+# In the other two columns the ranges of the seeds touch or overlap, so there the lab cannot tell.
+# Section 4 shows the other harm: the run's own log understates what it has learned.
+#
+# ### 3.2 The learning rate is a full fine-tuning rate
+#
+# 8e-6 is what the paper used to train *all* weights, for ten epochs.
+# LoRA starts from a zero update, and 124 steps of 8e-6 leave it there.
+
+# %%
+rates = ["8e-06", "8e-05", "0.0003", "0.001", "0.003", "0.01"]
+fig, ax = plt.subplots(figsize=(6, 3), dpi=90)
+for bits, label, style in (
+    (lambda run: run["preferred"], "preference accuracy", "o-"),
+    (lambda run: run["sampled"]["good_bits"], "good, sampled", "s--"),
+):
+    runs = [lab.recorded(f"LoRA LR {rate}, β 0.1") for rate in rates]
+    results = [lab.over_seeds(seeds, bits) for seeds in runs]
+    means = [value.value for value, _ in results]
+    low = [value.value - value.low for value, _ in results]
+    high = [value.high - value.value for value, _ in results]
+    rate = [float(r) for r in rates]
+    ax.errorbar(rate, means, [low, high], fmt=style, label=label, capsize=2)
+ax.set_xscale("log")
+ax.legend(frameon=False, fontsize=8)
+plots.tidy(ax, "LoRA learns nothing below 1e-3 (β 0.1, 124 steps, 3 seeds, n = 420)",
+           "learning rate", "share of held-out prompts")
+plt.show()
+print(records.caption(records.load("lab_findings")))
+
+# %% [markdown]
+# *Figure: recorded preference accuracy and share of good sampled answers over learning rates from 8e-6 to 1e-2, with 95 % intervals over prompts; both stay at the base's level up to 3e-4, rise until 3e-3 and fall at 1e-2.*
+#
+# The sweep's shape is the lesson, not its numbers: a 3.5-million-parameter model wants far higher rates than 8B.
+# For LoRA the rule of thumb is ten times the full fine-tuning rate, which makes 8e-5 the place to start a sweep at 8B.
+#
+# ### 3.3 The chat tokens are never learned
+#
+# LoRA changes the projections, not the embedding rows of tokens that pretraining never saw.
+
+# %%
+fresh, tokenizer, control_ids = fresh_lab_model()
+untrained, rows = chat.untrained_token_ids(fresh, control_ids)
+print("never trained:", tokenizer.convert_ids_to_tokens(untrained))
+lab.summary(["LoRA LR 0.003, β 0.5", "LoRA, chat tokens not trained"])
+
+
+# %% [markdown]
+# Same run, one difference: without the token rows the model almost never ends its turn, so no answer is good.
+# A direct look: how likely is the end token right after a right answer?
+
+# %%
+def end_probability(model, pairs):
+    """Mean probability of the end token after the chosen answers of `pairs`."""
+    values = []
+    for pair in pairs:
+        ids = chat.tokenize_pair(tokenizer, pair, 256).chosen_input_ids
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[:-1]], device=model.device)).logits
+        values.append(float(logits[0, -1].softmax(-1)[ids[-1]]))
+    value = evaluation.estimate(values)
+    return f"{value.value:.2g} [{value.low:.2g}, {value.high:.2g}] (n = {value.n})"
+
+
+print(f"base: P(end token) after an answer {end_probability(fresh, held_out[:35])}")
+
+# %% [markdown]
+# Section 4 trains the rows and prints the same number again.
+#
+# ### 3.4 The dropout is not there
+#
+# **Predict.** The recipe sets `lora_dropout=0.05`. TRL's `disable_dropout` is on by default. Which wins?
+
+# %%
+dropouts = [m.p for m in article.model.modules() if isinstance(m, torch.nn.Dropout)]
+print(f"config says {article.model.peft_config['default'].lora_dropout}, "
+      f"the {len(dropouts)} dropout layers have p = {set(dropouts)}")
+
+# %% [markdown]
+# All dropout is off while the configuration still claims 0.05.
+# That changes little; but a setting that does nothing should say 0.
+#
+# ### 3.5 One long prompt poisons everything
+#
+# A prompt of `max_length` tokens leaves no token of the answer, so its mean is 0/0.
+
+# %%
+long = {"role": "user", "content": "What is the river of Marsenmo? " * 40}
+poisoned = lab_pairs.select(range(12)).to_list()
+poisoned[3] = {**poisoned[3], "prompt": [long]}
+poisoned_trainer = ORPOTrainer(
+    fresh_lab_model()[0], settings(2, learning_rate=3e-3, logging_steps=1),
+    train_dataset=Dataset.from_list(poisoned), processing_class=tokenizer,
+    peft_config=ARTICLE_LORA,
+)  # fmt: skip
+poisoned_trainer.remove_callback(transformers.PrinterCallback)
+poisoned_trainer.train()
+logged = [log["loss"] for log in poisoned_trainer.state.log_history if "loss" in log]
+adapter = [p for n, p in poisoned_trainer.model.named_parameters() if "lora_" in n]
+broken = sum(bool(p.isnan().any()) for p in adapter)
+print(f"logged losses {logged}; tensors with NaN: {broken} of {len(adapter)}")
+
+# %% [markdown]
+# The adapter is gone, and the log shows an innocent 0.0, because the trainer filters NaN from its logs.
+# TRL's only sign is one warning, which a long log buries.
+# Two mends: refuse such rows beforehand, and set `logging_nan_inf_filter=False`.
+
+# %%
+kept, dropped = chat.check_pairs(poisoned, tokenizer, 256, on_problem="drop")
+print(f"{len(kept)} rows kept; dropped: {dict(dropped)}")
+
+# %% [markdown]
+# ### 3.6 Two ends, two beginnings
+#
+# ChatML writes a line break after each end token, and TRL then adds a second end token behind it.
+# And a tokenizer adds its own BOS to text in which the template has already written one.
+
+# %%
+chatml = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_, other = lab.load_base()
+other.chat_template = chatml
+ends = chat.tokenize_pair(other, lab_pairs[0], 256).chosen_input_ids[-4:]
+print("the answer's last tokens:", other.convert_ids_to_tokens(ends))
+text = tokenizer.apply_chat_template(held_out[0]["prompt"], tokenize=False)
+print("BOS when tokenised again:", tokenizer(text)["input_ids"].count(0),
+      "| with add_special_tokens=False:",
+      tokenizer(text, add_special_tokens=False)["input_ids"].count(0))
+
+# %% [markdown]
+# ## 4. The settings that work
+#
+# Now the model of your profile: raw messages, chat tokens trained, a LoRA learning rate, no phantom dropout, pairs checked, enough of them held out.
+
+# %%
+model, tokenizer = models.load_base(profile)
+control_ids = chat.use_llama3_chat(tokenizer)  # eos: <|eot_id|>, pad: a reserved one
+mix = mixing.build(profile.data, evaluation_pairs=profile.eval_pairs)
+columns = ["prompt", "chosen", "rejected"]
+train, dropped = chat.check_pairs(
+    mix.train.select_columns(columns), tokenizer, profile.max_length, on_problem="drop"
+)
+test, _ = chat.check_pairs(mix.evaluation, tokenizer, profile.max_length, "drop")
+train = Dataset.from_list(train[: profile.train_pairs])
+print(f"{len(train)} pairs to train, {len(test)} held out, dropped: {dict(dropped)}")
+
+# %%
+adapter = LoraConfig(
+    r=profile.lora_rank,
+    lora_alpha=profile.lora_alpha,
+    lora_dropout=0.0,
+    task_type="CAUSAL_LM",
+    target_modules=models.LINEAR_LAYERS,
+    trainable_token_indices={"embed_tokens": control_ids, "lm_head": control_ids},
+)
+
+# %% [markdown]
+# Curves go to Weights & Biases. Without a key the run stays on this disk.
+
+# %%
+import os
+
+import wandb
+
+if os.environ.get("WANDB_API_KEY"):
+    wandb.login()
+else:
+    os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_PROJECT"] = "orpo-course"
+os.environ.update(WANDB_SILENT="true", WANDB_DIR="outputs/04")
+os.makedirs("outputs/04", exist_ok=True)
+
+# %%
+bf16 = profile.dtype == "bfloat16"
+config = ORPOConfig(
+    output_dir="outputs/04/run",
+    learning_rate=profile.learning_rate,
+    beta=profile.beta,
+    lr_scheduler_type="linear",
+    warmup_steps=10,
+    per_device_train_batch_size=profile.per_device_batch_size,
+    gradient_accumulation_steps=profile.gradient_accumulation_steps,
+    max_steps=124,
+    max_length=profile.max_length,
+    optim=profile.optim,
+    bf16=bf16,
+    fp16=profile.dtype == "float16",
+    use_cpu=profile.name == "cpu",
+    gradient_checkpointing=profile.gradient_checkpointing,
+    logging_steps=5,
+    logging_nan_inf_filter=False,  # show NaN instead of hiding it
+    save_strategy="no",
+    remove_unused_columns=False,
+    report_to="wandb",
+    run_name="mended",
+    disable_tqdm=True,
+    seed=0,
+)
+
+# %% [markdown]
+# **Predict.** Where will preference accuracy stand after 124 steps of 8 pairs: 0.5, 0.7, 0.9?
+
+# %%
+curve = evaluation.PreferenceCurve(
+    tokenizer, test[:105], every=31, max_length=profile.max_length,
+    on_point=plots.LiveCurves(f"held out (1 seed, n = {len(test[:105])})"),
+)  # fmt: skip
+mended = ORPOTrainer(
+    model, config, train_dataset=train, processing_class=tokenizer, peft_config=adapter,
+    callbacks=[curve],
+)  # fmt: skip
+chat.assert_labels_hold_no_user_text(mended, tokenizer, train)
+mended.remove_callback(transformers.PrinterCallback)
+mended.train()
+wandb.finish()
+
+# %% [markdown]
+# *Figure: held-out log-probs and preference accuracy, redrawn while the run goes; chosen rises from the base's level, rejected stays behind, accuracy leaves 0.5 early.*
+
+# %%
+from pathlib import Path
+
+assert all(p.isfinite().all() for p in mended.model.parameters() if p.requires_grad)
+for folder in sorted(Path("outputs/04/wandb").glob("*run-*"))[-1:]:
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    print(f"run on disk: {size / 1e3:.0f} kB. Send it later with: wandb sync {folder}")
+
+# %% [markdown]
+# ### The same curves, without an account
+#
+# A trap in TRL's names: `log_odds_chosen` is the log odds ratio, and `log_odds_ratio` is its log σ.
+# `rewards/margins` is scaled by β, so margins of runs with different β cannot be compared.
+
+# %%
+log = pd.DataFrame([row for row in mended.state.log_history if "nll_loss" in row])
+fig, axes = plt.subplots(1, 3, figsize=(10, 2.8), dpi=80)
+panels = {
+    "nll_loss": ("NLL over prompt and chosen", "nats per token"),
+    "log_odds_chosen": ("log odds ratio", "nats"),
+    "rewards/accuracies": ("accuracy in the training batch", "share"),
+}
+for ax, (column, (title, unit)) in zip(axes, panels.items(), strict=True):
+    ax.plot(log.index * 5 + 5, log[column], color="black", lw=1)
+    plots.tidy(ax, title, "optimizer step", unit)
+plt.tight_layout()
+plt.show()
+
+
+# %% [markdown]
+# *Figure: three training curves from the trainer's own log; the NLL falls quickly and then slowly, the log odds ratio and the accuracy in the batch climb with noise.*
+
+# %%
+def score():
+    return evaluation.score_pairs(mended.model, tokenizer, test, profile.max_length)
+
+
+scores = {"mended": score()}
+with mended.model.disable_adapter():
+    scores["base"] = score()
+for name in ("base", "mended"):
+    print(f"{name}: preference accuracy {evaluation.estimate(scores[name].preferred)}, "
+          f"log odds ratio {evaluation.estimate(scores[name].margin)}, n = {len(test)}")
+print(f"P(end token) after an answer {end_probability(mended.model, test[:35])}")
+
+# %% [markdown]
+# The end token, which the base never expects, is now nearly certain after an answer.
+#
+# Had this very model been measured with the doubled prompt, the figure would have been smaller:
+
+# %%
+doubled = lab.count_prompt_twice(Dataset.from_list(test), tokenizer)
+rows = [mended.tokenize_row(row) for row in doubled]
+twice = evaluation.score_rows(mended.model, rows, tokenizer.pad_token_id)
+once = scores["mended"]
+print(f"log odds ratio, prompt once:  {evaluation.estimate(once.margin)}")
+print(f"log odds ratio, prompt twice: {evaluation.estimate(twice.margin)}")
+print(f"preference accuracy, twice:   {evaluation.estimate(twice.preferred)}")
+
+# %% [markdown]
+# The same difference is divided by more tokens, and the prompt's own tokens add their noise.
+#
+# And the answers themselves, where a program can judge them:
+
+# %%
+good = {}
+if profile.data == "world":
+    fresh, lab_tokenizer, _ = fresh_lab_model()
+    for name, candidate in {
+        "base": fresh, "article": article.model, "mended": mended.model
+    }.items():  # fmt: skip
+        written = evaluation.generate(candidate, lab_tokenizer, prompts, 1.0)
+        good[name] = evaluation.estimate(
+            evaluation.verify_generations(prompts, written).good
+        )
+        print(f"{name:8s} good, sampled: {good[name]} (n = {len(prompts)})")
+else:
+    print("Only the lab's answers can be judged by program; recorded there:")
+    print(lab.summary(["base, Llama 3 chat", "LoRA LR 0.003, β 0.5"]).to_string())
+
+# %% [markdown]
+# ## 5. Killed half-way
+#
+# Colab disconnects. A run that cannot resume exactly is not a run that you can trust.
+# This script trains 16 steps and saves at 8; as soon as the checkpoint is there, the process is killed from outside, as an operating system does it.
+
+# %%
+# %%writefile outputs/04/resume.py
+import sys
+
+from course_utils import profiles
+
+profiles.stay_offline()
+from peft import LoraConfig
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from course_utils import chat, lab, mixing, models
+
+
+def make_trainer(folder):
+    model, tokenizer = lab.load_base()
+    ids = chat.use_llama3_chat(tokenizer)
+    lora = LoraConfig(
+        r=16, lora_alpha=32, task_type="CAUSAL_LM", target_modules=models.LINEAR_LAYERS,
+        trainable_token_indices={"embed_tokens": ids, "lm_head": ids},
+    )  # fmt: skip
+    config = ORPOConfig(
+        output_dir=folder, max_steps=16, save_steps=8, learning_rate=3e-3, beta=0.5,
+        max_length=256, report_to="none", disable_tqdm=True, bf16=False, use_cpu=True,
+        gradient_checkpointing=False, remove_unused_columns=False, seed=0,
+    )  # fmt: skip
+    pairs = mixing.build().train.select(range(200)).remove_columns("source")
+    return ORPOTrainer(
+        model, config, train_dataset=pairs, processing_class=tokenizer, peft_config=lora
+    )
+
+
+if __name__ == "__main__":
+    make_trainer(sys.argv[1]).train()
+
+# %%
+import shutil
+import subprocess
+import time
+
+for name in ("killed", "unbroken"):
+    shutil.rmtree(f"outputs/04/{name}", ignore_errors=True)  # of an earlier run
+killed = subprocess.Popen(
+    [sys.executable, "outputs/04/resume.py", "outputs/04/killed"],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+)
+while not Path("outputs/04/killed/checkpoint-8/trainer_state.json").exists():
+    assert killed.poll() is None, "the script ended before its first checkpoint"
+    time.sleep(0.05)
+killed.kill()
+saved = sorted(path.name for path in Path("outputs/04/killed").glob("checkpoint-*"))
+print(f"exit status {killed.wait()}, checkpoints: {saved}")
+assert saved == ["checkpoint-8"]
+
+# %% [markdown]
+# **Predict.** Resumed from step 8 to 16, how far are its weights from those of a run that was never killed?
+
+# %%
+import runpy
+
+make_trainer = runpy.run_path("outputs/04/resume.py")["make_trainer"]
+weights = {}
+for name in ("unbroken", "killed"):
+    trainer = make_trainer(f"outputs/04/{name}")
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=name == "killed")
+    state = trainer.model.state_dict()
+    weights[name] = {n: w for n, w in state.items() if "lora_" in n or "token" in n}
+largest = max(
+    float((weights["killed"][name] - weight).abs().max())
+    for name, weight in weights["unbroken"].items()
+)
+print(f"largest difference in {len(weights['killed'])} tensors: {largest:.1e}")
+
+# %% [markdown]
+# The checkpoint holds weights, optimizer, schedule and the place in the data, so nothing is lost but the steps since the last save.
+#
+# ## Recap
+
+# %%
+rows = [
+    {
+        "run": name,
+        "preference accuracy": str(evaluation.estimate(scores[name].preferred)),
+        "n pairs": len(test),
+        "good, sampled": str(good.get(name, "not judged")),
+        "n answers": len(prompts) if good else 0,
+        "seeds": 1,
+        "profile": profile.name,
+    }
+    for name in ("base", "mended")
+]
+pd.DataFrame(rows).set_index("run")
+
+# %% [markdown]
+# What did not show: the doubled prompt made greedy answers worse, but sampled ones by no more than seeds differ.
+# What was not measured: whether real dropout would help.
+
+# %%
+before, after = (evaluation.estimate(scores[n].preferred) for n in ("base", "mended"))
+article_end = lab.over_seeds(
+    lab.recorded("LoRA LR 8e-06, β 0.1"), lambda run: run["preferred"]
+)[0]
+print(
+    f"Finding: preference accuracy {before.value:.2f} at the start, "
+    f"{article_end.value:.2f} with the article's settings, {after} with the mended "
+    f"ones (n = {after.n})"
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# **4.1 · 10 min · ●●○** How many pairs does it take to see an accuracy of 0.6 against 0.5, two-sided at 5 %, with 80 % power?
+
+# %%
+pairs_needed = ...
+checks.pairs_needed(pairs_needed)
+
+# %%
+checks.solution("4.1")
+
+# %% [markdown]
+# **4.2 · 10 min · ●●○** How far can Adam move a weight in one epoch? Return the steps and the sum of a linearly falling learning rate.
+
+# %%
+furthest_move = ...
+checks.furthest_move(furthest_move)
+
+# %%
+checks.solution("4.2")
+
+# %% [markdown]
+# ## References
+#
+# - Hong, Lee, Thorne (2024), *ORPO*, arXiv:2403.07691: full fine-tuning at 8e-6, ten epochs.
+# - Schulman and Thinking Machines Lab (2025), *LoRA Without Regret*: the factor of ten.
+# - Hu et al. (2021), *LoRA*, arXiv:2106.09685.
