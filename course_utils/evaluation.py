@@ -97,6 +97,18 @@ def score_rows(model, rows, pad_token_id, batch_size=32):
     return PairScores(scores[: len(rows)], scores[len(rows) :])
 
 
+def _autocast(model):
+    """The precision that a half-precision or 4-bit model computes in, as in training.
+
+    Preparing a 4-bit model for training leaves its norms and its head in float32, so
+    outside autocast float32 and half-precision matrices would meet and raise.
+    """
+    config = getattr(model.config, "quantization_config", None)
+    dtype = config.bnb_4bit_compute_dtype if config is not None else model.dtype
+    half = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(model.device.type, dtype if half else None, enabled=half)
+
+
 def _answer_logps(model, pad_token_id, sequences):
     """(B,) mean log-prob of the labelled tokens of each (input ids, labels)."""
 
@@ -113,7 +125,8 @@ def _answer_logps(model, pad_token_id, sequences):
     # Only positions that predict an answer token need logits over the vocabulary.
     first = int((labels != -100).any(0).nonzero()[0])
     kept = ids.shape[1] - first + 1
-    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept).logits
+    with _autocast(model):
+        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept).logits
     targets = labels[:, first:]
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().transpose(1, 2),
@@ -163,13 +176,14 @@ def generate(
             padding_side="left",
             return_token_type_ids=False,
         ).to(model.device)
-        ids = model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **sampling,
-        )[:, inputs["input_ids"].shape[1] :]
+        with _autocast(model):
+            ids = model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                **sampling,
+            )[:, inputs["input_ids"].shape[1] :]
         for i, answer in zip(batch, ids, strict=True):
             text = tokenizer.decode(answer, skip_special_tokens=True)
             out[i] = Generation(text, bool((answer == tokenizer.eos_token_id).any()))

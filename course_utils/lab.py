@@ -5,7 +5,8 @@ know: how the base was pretrained (`pretrain`), what the world is (`world`).
 
     python -m course_utils.lab
 
-repeats the sweep behind every recorded lab figure: minutes on a GPU, hours on two cores.
+repeats the sweep behind every recorded lab figure: minutes on a GPU, hours on two
+cores.
 """
 
 import argparse
@@ -34,14 +35,15 @@ CHATML_TEMPLATE = (
     "{{- bos_token -}}"
     "{%- for message in messages -%}"
     "{%- if not loop.first -%}{{ '\n' }}{%- endif -%}"
-    "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' -}}"
+    "{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{{- message['content'] + '<|im_end|>' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '\n<|im_start|>assistant\n' }}{%- endif -%}"
 )
 
 
 def use_chatml(tokenizer):
-    """Give the lab's tokenizer the one chat format that its base has read in pretraining."""
+    """Give the lab's tokenizer the one chat format that its base has read."""
     tokenizer.chat_template = CHATML_TEMPLATE
     tokenizer.eos_token = "<|im_end|>"
     tokenizer.pad_token = "<|reserved_special_token_0|>"
@@ -54,8 +56,8 @@ def load_base(path=BASE_MODEL, device="cpu"):
     """
     if not (Path(path) / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"{path} holds no model.safetensors. Restore it with git, or pretrain it with "
-            "`python -m course_utils.pretrain course_utils/base_model`."
+            f"{path} holds no model.safetensors. Restore it with git, or pretrain it "
+            "with `python -m course_utils.pretrain course_utils/base_model`."
         )
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -65,32 +67,35 @@ def load_base(path=BASE_MODEL, device="cpu"):
 
 def trainer_arguments(learning_rate, steps, seed, output_dir):
     """Keyword arguments that SFTConfig, DPOConfig and ORPOConfig of the lab share."""
-    return dict(
-        output_dir=str(output_dir),
-        per_device_train_batch_size=BATCH,
-        learning_rate=learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=10,
-        max_steps=steps,
-        max_length=MAX_LENGTH,
-        logging_steps=10,
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-        data_seed=seed,
-        bf16=False,
-        gradient_checkpointing=False,
-        optim="adamw_torch",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-    )
+    return {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 10,
+        "max_steps": steps,
+        "max_length": MAX_LENGTH,
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "optim": "adamw_torch",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
 
 
 def make_trainer(method, model, tokenizer, pairs, beta, lora, arguments, callbacks):
     """TRL's own trainer for "sft", "dpo" or "orpo". Notebooks spell these calls out."""
-    shared = dict(
-        model=model, processing_class=tokenizer, callbacks=callbacks, peft_config=lora
-    )
+    shared = {
+        "model": model,
+        "processing_class": tokenizer,
+        "callbacks": callbacks,
+        "peft_config": lora,
+    }
     pairs = pairs.select_columns(["prompt", "chosen", "rejected"])
     if method == "sft":
         rows = pairs.remove_columns("rejected").rename_column("chosen", "completion")
@@ -107,8 +112,8 @@ def make_trainer(method, model, tokenizer, pairs, beta, lora, arguments, callbac
 def count_prompt_twice(pairs, tokenizer):
     """The fault of the recipe that everyone copied: whole conversations as strings.
 
-    With a string `prompt` column beside them TRL takes them as they are: the prompt's text
-    comes twice, and its second coming, the user's turn, is scored as response.
+    With a string `prompt` column beside them TRL takes them as they are: the prompt's
+    text comes twice, and its second coming, the user's turn, is scored as response.
     """
 
     def to_strings(row):
@@ -150,7 +155,7 @@ def _bits(values):
 
 
 def run(job):
-    """One run of the sweep in this process. job: dict as in `jobs`. Returns: its record."""
+    """One run of the sweep in this process. job: as in `jobs`. Returns: its record."""
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -209,7 +214,13 @@ def jobs(seeds, folder, base=BASE_MODEL):
     full = {"chat": "chatml", "base": str(base), "steps": 250, "learning_rate": 3e-4}
     first = [{**full, "name": "base", "method": "none", "seed": 0}]
     first.append(
-        {**full, "name": "base, Llama 3 chat", "chat": "llama3", "method": "none", "seed": 0}
+        {
+            **full,
+            "name": "base, Llama 3 chat",
+            "chat": "llama3",
+            "method": "none",
+            "seed": 0,
+        }
     )
     second = []
     for seed in range(seeds):
@@ -218,7 +229,13 @@ def jobs(seeds, folder, base=BASE_MODEL):
         first.append({**sft, "save": sft_model})
         for beta in (0.1, 0.5, 1.0, 2.0):
             first.append(
-                {**full, "name": f"ORPO β {beta:g}", "method": "orpo", "beta": beta, "seed": seed}
+                {
+                    **full,
+                    "name": f"ORPO β {beta:g}",
+                    "method": "orpo",
+                    "beta": beta,
+                    "seed": seed,
+                }
             )
         lora = {
             "method": "orpo",
@@ -230,8 +247,8 @@ def jobs(seeds, folder, base=BASE_MODEL):
             "seed": seed,
         }
         for learning_rate, beta in (
-            (8e-6, 0.1), (8e-5, 0.1), (3e-4, 0.1), (1e-3, 0.1), (3e-3, 0.1), (1e-2, 0.1),
-            (1e-3, 0.5), (3e-3, 0.5), (1e-3, 1.0), (3e-3, 1.0),
+            (8e-6, 0.1), (8e-5, 0.1), (3e-4, 0.1), (1e-3, 0.1), (3e-3, 0.1),
+            (1e-2, 0.1), (1e-3, 0.5), (3e-3, 0.5), (1e-3, 1.0), (3e-3, 1.0),
         ):  # fmt: skip
             run_name = f"LoRA LR {learning_rate:g}, β {beta:g}"
             settings = {"learning_rate": learning_rate, "beta": beta}
@@ -271,13 +288,17 @@ def over_seeds(runs, bits):
     """Mean of a yes/no measurement over seeds, with its interval over prompts.
 
     runs: records of one setting, one a seed. bits: function from a run to its string of
-    0 and 1, one a prompt. The interval is a bootstrap over prompts of each prompt's mean
-    over seeds, so it says how sure we are for other prompts of this kind.
+    0 and 1, one a prompt. The interval is a bootstrap over prompts of each prompt's
+    mean over seeds, so it says how sure we are for other prompts of this kind.
     Returns: (Estimate, (lowest seed, highest seed)).
     """
     table = np.array([[int(bit) for bit in bits(run)] for run in runs], dtype=float)
     seeds = table.mean(1)
-    return evaluation.estimate(table.mean(0)), (float(seeds.min()), float(seeds.max()))
+    if table.min() == table.max():  # nothing to resample: as sure as one seed can be
+        value = evaluation.estimate(table[0] == 1)
+    else:
+        value = evaluation.estimate(table.mean(0))
+    return value, (float(seeds.min()), float(seeds.max()))
 
 
 def summary(names):
@@ -315,26 +336,33 @@ def main(arguments=None):
     parser.add_argument("--base", type=Path, default=BASE_MODEL)
     parser.add_argument("--only", default="", help="runs whose name contains this")
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "recorded" / "lab_findings.json"
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "recorded" / "lab_findings.json",
     )
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     runs = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=4) as pool,
+        multiprocessing.get_context("spawn").Pool(
+            options.processes, maxtasksperchild=4
+        ) as pool,
     ):
         for stage in jobs(options.seeds, folder, options.base):
             stage = [job for job in stage if options.only in job["name"]]
             for done in pool.imap_unordered(run, stage):
                 runs.append(done)
                 print(
-                    f"{done['name']}, seed {done['seed']}: accuracy {done['accuracy']:.2f}, "
-                    f"good sampled {done['sampled']['good']:.2f}, "
-                    f"greedy {done['greedy']['good']:.2f}, {done['minutes']} min",
+                    f"{done['name']}, seed {done['seed']}: accuracy "
+                    f"{done['accuracy']:.2f}, good sampled "
+                    f"{done['sampled']['good']:.2f}, greedy "
+                    f"{done['greedy']['good']:.2f}, {done['minutes']} min",
                     flush=True,
                 )
-    command = "python -m course_utils.lab" + (f' --only "{options.only}"' * bool(options.only))
+    command = "python -m course_utils.lab" + (
+        f' --only "{options.only}"' * bool(options.only)
+    )
     record = records.describe_run(command, start)
     record["base"] = options.base.name
     record["runs"] = sorted(runs, key=lambda r: (r["name"], r["seed"]))

@@ -146,6 +146,28 @@ def _in_words(error):
     return str(error).strip().splitlines()[0]
 
 
+def keep_trained_in_fp32(model):
+    """Give every trained parameter of `model` a float32 copy of itself, in place.
+
+    Returns: names of the parameters that were in 16 bit before.
+
+    TRL 1.16's ORPOTrainer keeps LoRA's matrices in float32, but with bf16=True and a
+    4-bit base it casts what lies below embed_tokens and lm_head to bfloat16, the
+    trained rows of `trainable_token_indices` with it: steps smaller than about 1/256
+    of a weight are then lost to rounding. Call this between building the trainer and
+    training.
+    """
+    cast = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (
+            torch.bfloat16,
+            torch.float16,
+        ):
+            parameter.data = parameter.data.float()
+            cast.append(name)
+    return cast
+
+
 class ParameterCounts(NamedTuple):
     """How many weights a model has, how many are trained, and how many lie in 4 bit."""
 

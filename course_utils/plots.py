@@ -80,3 +80,93 @@ class LiveCurves:
             self.handle = display(fig, display_id=True)
         else:
             self.handle.update(fig)
+
+
+def stacked_gib(ax, bills, title, limit=None):
+    """Horizontal stacked bars of memory.
+
+    bills: {name: {part: GiB}}, all with the same parts. limit: (GiB, label) of a card.
+    """
+    parts = list(next(iter(bills.values())))
+    greys = ["#333333", "#6b6b6b", "#0072b2", "#56b4e9", "#bfe3f7"]
+    left = [0.0] * len(bills)
+    for part, colour in zip(parts, greys, strict=True):
+        widths = [bill[part] for bill in bills.values()]
+        ax.barh(range(len(bills)), widths, left=left, color=colour, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    for row, total in enumerate(left):
+        ax.text(total, row, f" {total:.1f}", va="center", fontsize=9)
+    if limit:
+        ax.axvline(limit[0], color=COLOURS["rejected"], ls="--", lw=1, label=limit[1])
+    ax.set_yticks(range(len(bills)), list(bills))
+    ax.invert_yaxis()
+    ax.legend(frameon=False, fontsize=8)
+    return tidy(ax, title, "GiB", "")
+
+
+def spread(ax, groups, marks, title, ylabel):
+    """One column of dots a group, and a bar where a reference value lies.
+
+    groups: {name: list of values}. marks: {name: value}, drawn as short lines.
+    """
+    for column, (name, values) in enumerate(groups.items()):
+        # Dots side by side in the order given, so that each stays visible.
+        step = 0.5 / max(1, len(values) - 1)
+        xs = [column - 0.25 + step * i for i in range(len(values))]
+        ax.plot(xs, values, "o", color=COLOURS["base"], ms=3, mew=0)
+        ax.hlines(marks[name], column - 0.35, column + 0.35, color="black", lw=2)
+    ax.set_xticks(range(len(groups)), list(groups))
+    return tidy(ax, title, "", ylabel)
+
+
+def rows_and_reasons(ax, report, title):
+    """What remains of every source, and why the rest is gone: stacked shares.
+
+    report: `Mix.report`. Numbers beside the bars are pairs kept, of rows.
+    """
+    reasons = list(dict.fromkeys(key for row in report for key in row))
+    parts = ["kept", *(r for r in reasons if r not in ("source", "rows", "kept"))]
+    looks = ["#333333", "#c8c8c8", "#f0f0f0", "#888888", "#ffffff"]
+    hatches = ["", "", "///", "xxx", "..."]
+    left = [0.0] * len(report)
+    for part, colour, hatch in zip(parts, looks, hatches, strict=False):
+        widths = [row.get(part, 0) / row["rows"] for row in report]
+        ax.barh(range(len(report)), widths, left=left, color=colour, hatch=hatch,
+                edgecolor="#333333", lw=0.5, label=part)  # fmt: skip
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    for at, row in enumerate(report):
+        ax.text(
+            1.01, at, f"{row['kept']:,} of {row['rows']:,}", va="center", fontsize=8
+        )
+    ax.set_yticks(range(len(report)), [row["source"] for row in report])
+    ax.set_xlim(0, 1)
+    ax.invert_yaxis()
+    ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper left",
+              bbox_to_anchor=(0, -0.2))  # fmt: skip
+    return tidy(ax, title, "share of the source's rows", "")
+
+
+def chosen_against_rejected(ax, groups, title, xlabel):
+    """Two points with 95 % intervals a row: chosen and rejected.
+
+    groups: {name: {"chosen": Estimate, "rejected": Estimate}}.
+    """
+    for side, shift, marker in (("chosen", -0.12, "o"), ("rejected", 0.12, "s")):
+        for row, values in enumerate(groups.values()):
+            value, at = values[side], row + shift
+            ax.plot([value.low, value.high], [at, at], color=COLOURS[side], lw=2)
+            label = side if row == 0 else None
+            ax.plot(value.value, at, marker, color=COLOURS[side], ms=5, label=label)
+    ax.set_yticks(range(len(groups)), list(groups))
+    ax.invert_yaxis()
+    ax.legend(frameon=False, fontsize=8)
+    return tidy(ax, title, xlabel, "")
+
+
+def two_histograms(ax, values, bins, title, xlabel):
+    """Outlines of how chosen and rejected are spread. values: {side: numbers}."""
+    for side in ("chosen", "rejected"):
+        ax.hist(values[side], bins, histtype="step", color=COLOURS[side],
+                linestyle=STYLES[side], label=side)  # fmt: skip
+    ax.legend(frameon=False, fontsize=8)
+    return tidy(ax, title, xlabel, "pairs")

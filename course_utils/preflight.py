@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,7 +187,10 @@ def _orpo(thorough):
         return Finding(name, "is missing", PROBLEM, advice)
     if thorough:
         try:
-            importlib.import_module(name)
+            with warnings.catch_warnings():
+                # "Experimental, may change": the course knows, and pins the version.
+                warnings.filterwarnings("ignore", message=".*trl.experimental")
+                importlib.import_module(name)
         except ImportError as error:
             return Finding(name, f"does not import: {error}", PROBLEM, advice)
         return Finding(name, "imports")

@@ -1,14 +1,15 @@
-"""Pretrains the lab's base model on the small world's corpus, from nothing to a checkpoint.
+"""Pretrains the lab's base model on the small world's corpus, from nothing.
 
-Knows: tokenizer training, the model's shape, the training loop, the record of the run. Does
-not know: preference data, chat templates.
+Knows: tokenizer training, the model's shape, the training loop, the record of the run.
+Does not know: preference data, chat templates.
 
     python -m course_utils.pretrain course_utils/base_model
 
-takes minutes on a GPU and hours on two cores, and is only needed to change the base model:
-the checkpoint ships with the package. The tokenizer and the model have Llama 3's layout:
-untied embeddings, grouped-query attention, RoPE, SwiGLU, a BOS written by the tokenizer,
-and Llama 3's chat tokens among the special tokens, which the corpus never contains.
+takes minutes on a GPU and hours on two cores, and is only needed to change the base
+model: the checkpoint ships with the package. The tokenizer and the model have Llama 3's
+layout: untied embeddings, grouped-query attention, RoPE, SwiGLU, a BOS written by the
+tokenizer, and Llama 3's chat tokens among the special tokens, which the corpus never
+contains.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def train_tokenizer(documents):
 
 
 def _tokenizer_text():
-    """Documents, and enough of the assistant's voice that its words become tokens too."""
+    """Documents, and enough of the assistant that its words become tokens too."""
     yield from world.documents(8000, seed=CORPUS_SEED)
     for source in world.SOURCES:
         for row in world.rows(source, count=80, seed=3):
@@ -136,14 +137,17 @@ def train(model, tokens, steps, batch, length=256, learning_rate=2e-3, seed=0):
     """Next-token training in bf16 autocast; linear warm-up over 200 steps, then cosine.
 
     tokens: (N,) array of ids, read in rows of `length` tokens, reshuffled every epoch.
-    Returns: list of (step, mean loss in nats per token over the steps since the last one).
+    Returns: list of (step, mean loss in nats per token over the steps since the last
+    one).
     """
     device = next(model.parameters()).device
     rows = torch.from_numpy(tokens[: len(tokens) // length * length].astype(np.int64))
     rows = rows.view(-1, length)
     generator = torch.Generator().manual_seed(seed)
     epochs = math.ceil(steps * batch / len(rows))
-    order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(epochs)])
+    order = torch.cat(
+        [torch.randperm(len(rows), generator=generator) for _ in range(epochs)]
+    )
     rows = rows.to(device)
     order = order.to(device)
     optimizer = _optimizer(model, learning_rate)
@@ -174,10 +178,14 @@ def main(arguments=None):
     parser.add_argument("out", type=Path, help="folder of the checkpoint to write")
     parser.add_argument("--steps", type=int, default=14_000)
     parser.add_argument("--batch", type=int, default=64, help="rows of 256 tokens")
-    parser.add_argument("--shards", type=int, default=48, help="of 10,000 documents each")
+    parser.add_argument(
+        "--shards", type=int, default=48, help="of 10,000 documents each"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--float32", type=Path, help="folder for a float32 copy, to check that bf16 is enough"
+        "--float32",
+        type=Path,
+        help="folder for a float32 copy, to check that bf16 is enough",
     )
     options = parser.parse_args(arguments)
     start = time.perf_counter()

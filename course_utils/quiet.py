@@ -12,7 +12,7 @@ _WARNINGS = (
     # The course switches progress bars off, so it does not miss the widgets for them.
     "IProgress not found",
     # transformers renames the option; TRL 1.16 still sets it under the old name.
-    ".*gradient_checkpointing` is deprecated",
+    r".*gradient_checkpointing\w*` is deprecated",
 )
 _LOGGERS = {
     # Says that the optional package `kernels` is missing. It would call the hub.

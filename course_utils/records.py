@@ -1,8 +1,8 @@
 """Recorded results: what ran, where, when, with which versions, and what came out.
 
-Knows: the folder `course_utils/recorded`, the description of a run. Does not know: what a
-result means. No result is ever typed in: every file here was written by the command it
-names.
+Knows: the folder `course_utils/recorded`, the description of a run. Does not know: what
+a result means. No result is ever typed in: every file here was written by the command
+it names.
 """
 
 import datetime
@@ -58,7 +58,9 @@ def load(name):
     folder = resources.files("course_utils") / "recorded"
     path = folder / f"{name}.json"
     if not path.is_file():
-        known = sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".json"))
+        known = sorted(
+            p.name[:-5] for p in folder.iterdir() if p.name.endswith(".json")
+        )
         raise FileNotFoundError(f"No record {name!r}. There are: {', '.join(known)}.")
     return json.loads(path.read_text())
 

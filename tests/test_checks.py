@@ -58,7 +58,7 @@ def test_the_solution_shown_is_the_one_tested(exercise):
 
 
 def test_an_unknown_exercise_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"no exercise '9\.9'.*0\.1, 1\.1, 1\.2"):
+    with pytest.raises(ValueError, match=r"no exercise '9\.9'.*0\.1, .*1\.1, 1\.2"):
         checks.solution("9.9")
 
 

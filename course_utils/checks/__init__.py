@@ -1,23 +1,36 @@
 """Exercises: their checks, their tested solutions.
 
 Knows: which exercises there are. In a notebook, `checks.mask_prompt(mask_prompt)`
-    checks
-an attempt, and `checks.solution("1.2")` shows a solution.
+checks an attempt, and `checks.solution("1.2")` shows a solution.
 Does not know: the notebooks.
 """
 
+from course_utils.checks.comparing import paired_pairs_needed, seed_interval
+from course_utils.checks.loading import better_code, bits_per_weight, lora_parameters
 from course_utils.checks.mechanism import EXERCISES, solution
-from course_utils.checks.start import seen
+from course_utils.checks.merging import mean_kl, merged_weight
+from course_utils.checks.speed import branch_mask, padding_share
+from course_utils.checks.start import profile_of, seen
 from course_utils.checks.theory import delta, log_odds, mask_prompt
 from course_utils.checks.training import furthest_move, pairs_needed
 
 __all__ = [
     "EXERCISES",
+    "better_code",
+    "bits_per_weight",
+    "branch_mask",
     "delta",
     "furthest_move",
     "log_odds",
+    "lora_parameters",
     "mask_prompt",
+    "mean_kl",
+    "merged_weight",
+    "padding_share",
+    "paired_pairs_needed",
     "pairs_needed",
+    "profile_of",
+    "seed_interval",
     "seen",
     "solution",
 ]

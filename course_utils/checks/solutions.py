@@ -8,6 +8,7 @@ import math
 from statistics import NormalDist
 
 import torch
+from scipy import stats
 
 
 def seen():
@@ -16,6 +17,16 @@ def seen():
         "chosen answer": "NLL + odds",
         "prompt of the rejected row": "none",
         "rejected answer": "odds",
+    }
+
+
+def profile_of():
+    return {
+        "laptop, no GPU": "cpu",
+        "RTX 2080 Ti, 11 GB, compute capability 7.5": "cpu",  # less than a T4 has
+        "V100, 32 GB, compute capability 7.0": "t4",  # room for 8B, but no bf16
+        "RTX 4090, 24 GB, compute capability 8.9": "l4",
+        "H100, 80 GB, compute capability 9.0": "a100",
     }
 
 
@@ -36,6 +47,38 @@ def delta(chosen_logps, rejected_logps):
     return 1 / (1 + torch.exp(log_odds_ratio))
 
 
+def bits_per_weight(block, second):
+    scales = 8 / block  # one 8-bit scale for each block
+    constants = 32 / (block * second)  # one float32 for each block of scales
+    return 4 + scales + constants
+
+
+def lora_parameters(config, rank):
+    hidden, inner = config.hidden_size, config.intermediate_size
+    head = hidden // config.num_attention_heads
+    key = head * config.num_key_value_heads  # fewer heads than the queries have
+    sizes = [(hidden, hidden), (hidden, key), (hidden, key), (hidden, hidden)]
+    sizes += [(hidden, inner), (hidden, inner), (inner, hidden)]
+    # A is rank x inputs, B is outputs x rank.
+    return config.num_hidden_layers * sum(rank * (a + b) for a, b in sizes)
+
+
+def better_code(weights, nf4):
+    # Lloyd's method: give each weight its nearest value, then move each value to the
+    # mean of its weights. A weight counts by its block's scale squared, as its error
+    # does.
+    blocks = weights.view(-1, 64)
+    scale = blocks.abs().amax(1, keepdim=True)
+    scaled, importance = (blocks / scale).flatten(), (scale**2).expand_as(blocks)
+    code = nf4
+    for _ in range(20):
+        nearest = torch.bucketize(scaled, (code[1:] + code[:-1]) / 2)
+        total = torch.zeros(16).index_add(0, nearest, importance.flatten())
+        sums = torch.zeros(16).index_add(0, nearest, scaled * importance.flatten())
+        code = sums / total
+    return code
+
+
 def pairs_needed(base, better, power=0.8, alpha=0.05):
     # Under `base`, accuracies beyond z_alpha standard errors are significant. Under
     # `better`, a share of `power` must lie beyond that. Both hold when the two
@@ -51,3 +94,50 @@ def furthest_move(pairs, batch, accumulation, learning_rate):
     steps = math.ceil(pairs / (batch * accumulation))
     # Adam moves a weight by about the learning rate a step, which falls linearly to 0.
     return steps, learning_rate * (steps + 1) / 2
+
+
+def seed_interval(scores):
+    # So few scores also tell little of their spread: Student's t instead of 1.96.
+    half = stats.t.ppf(0.975, len(scores) - 1) * stats.sem(scores)
+    mean = sum(scores) / len(scores)
+    return mean - half, mean + half
+
+
+def paired_pairs_needed(changed, difference, power=0.8, alpha=0.05):
+    # A pair changes by +1, -1 or 0. The variance of that is `changed` if neither model
+    # is better, and less by the square of the mean change if one is.
+    z_alpha = NormalDist().inv_cdf(1 - alpha / 2)  # two-sided
+    z_power = NormalDist().inv_cdf(power)
+    spread = z_alpha * math.sqrt(changed)
+    spread += z_power * math.sqrt(changed - difference**2)
+    return math.ceil((spread / difference) ** 2)
+
+
+def merged_weight(weight, lora_a, lora_b, alpha):
+    rank = lora_a.shape[0]
+    return weight + alpha / rank * lora_b @ lora_a
+
+
+def mean_kl(trained_logits, merged_logits):
+    log_p = trained_logits.log_softmax(-1)
+    log_q = merged_logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()  # sum over words, mean rest
+
+
+def padding_share(lengths, batch_size):
+    held = 0
+    for start in range(0, len(lengths), batch_size):
+        batch = lengths[start : start + batch_size]
+        held += len(batch) * max(batch)
+    return 1 - sum(lengths) / held
+
+
+def branch_mask(prefix, branches):
+    length = prefix + sum(branches)
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    start = prefix
+    for branch in branches:
+        # Tokens behind this branch belong to its siblings: they must not see it.
+        mask[start + branch :, start : start + branch] = False
+        start += branch
+    return mask

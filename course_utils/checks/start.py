@@ -1,9 +1,20 @@
-"""Exercises of notebook 00."""
+"""Exercises of notebook 00: who sees which token, which machine gets which profile."""
 
+from course_utils import profiles
 from course_utils.checks import solutions
 from course_utils.checks.mechanism import exercise, expect
 
 _RIGHT = solutions.seen()
+_FITTING = solutions.profile_of()
+_LAPTOP, _RTX_2080, _V100, _RTX_4090, _H100 = _FITTING
+# Name, compute capability and memory in GiB, as torch reports them.
+_CARDS = {
+    _LAPTOP: None,
+    _RTX_2080: ("NVIDIA GeForce RTX 2080 Ti", (7, 5), 10.7),
+    _V100: ("Tesla V100-SXM2-32GB", (7, 0), 31.7),
+    _RTX_4090: ("NVIDIA GeForce RTX 4090", (8, 9), 23.5),
+    _H100: ("NVIDIA H100 80GB HBM3", (9, 0), 79.2),
+}
 
 
 @exercise(
@@ -44,3 +55,40 @@ def seen(attempt):
     rejected = attempt["rejected answer"]
     why = "the rejected answer is compared, and never learned by the NLL"
     expect(rejected == "odds", why, rejected, "odds")
+
+
+@exercise(
+    "0.2",
+    solutions.profile_of,
+    value=True,
+    mistakes={
+        "one of the four profiles": _FITTING | {_LAPTOP: "CPU"},
+        "without a CUDA GPU": _FITTING | {_LAPTOP: "t4"},
+        "less than the 14": _FITTING | {_RTX_2080: "t4"},
+        "no bf16": _FITTING | {_V100: "l4"},
+        "and bf16": _FITTING | {_RTX_4090: "a100"},
+        "has 79.2 GiB": _FITTING | {_H100: "l4"},
+        "missing": {_LAPTOP: "cpu"},
+    },
+)
+def profile_of(attempt):
+    """{machine: profile}, as profiles.choose decides without any override."""
+    expect(isinstance(attempt, dict), "fill in the table", attempt, "{machine: name}")
+    missing = sorted(set(_FITTING) - set(attempt))
+    expect(not missing, "machines are missing", missing, "none missing")
+    known = list(profiles.all_profiles())
+    for machine, card in _CARDS.items():
+        got = attempt[machine]
+        expect(got in known, f"{machine}: one of the four profiles", got, known)
+        profile, why = profiles.choose(
+            environ={}, hardware=_hardware(card), offline=lambda: False
+        )
+        why = why if card else f"{why}, and without a CUDA GPU only cpu fits"
+        expect(got == profile.name, f"{machine}: {why}", got, profile.name)
+
+
+def _hardware(card):
+    if card is None:
+        return profiles.Hardware(False, None, None, None, cores=8, ram_gib=16)
+    gpu, capability, memory = card
+    return profiles.Hardware(True, gpu, capability, memory, cores=8, ram_gib=32)

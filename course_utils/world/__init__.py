@@ -1,7 +1,8 @@
 """The CPU lab's small world: seven preference sources in which truth can be checked.
 
-Knows: towns, sums, dialogues, what is true, seven data sets in the columns of the real ones,
-an exact verifier, and the corpus a base model is pretrained on. Does not know: torch.
+Knows: towns, sums, dialogues, what is true, seven data sets in the columns of the real
+ones, an exact verifier, and the corpus a base model is pretrained on. Does not know:
+torch.
 """
 
 from .corpus import documents

@@ -1,14 +1,14 @@
 """The text that the lab's base model is pretrained on.
 
-Knows: documents, and that half of everything in them is flawed, as on the web: truth and
-gossip, a teacher's sums and a careless pupil's, polite and rude speakers. Does not know:
-tokens, models.
+Knows: documents, and that half of everything in them is flawed, as on the web: truth
+and gossip, a teacher's sums and a careless pupil's, polite and rude speakers. Does not
+know: tokens, models.
 
-A base model of this text is about as likely to give a bad answer as a good one. Most of it
-is plain speech (voice 0), so supervised fine-tuning has a style to teach. Chats come in
-ChatML and as plain text; the Llama 3 chat tokens occur nowhere, as in Llama 3's own base.
-Sums and three-step problems of the test split occur nowhere either; facts of all towns do,
-for a fact that was never read cannot be known.
+A base model of this text is about as likely to give a bad answer as a good one. Most of
+it is plain speech (voice 0), so supervised fine-tuning has a style to teach. Chats come
+in ChatML and as plain text; the Llama 3 chat tokens occur nowhere, as in Llama 3's own
+base. Sums and three-step problems of the test split occur nowhere either; facts of all
+towns do, for a fact that was never read cannot be known.
 """
 
 import random
@@ -17,7 +17,8 @@ from . import facts, phrases, tasks
 from .pairs import SOURCES, ask, write_answer
 
 CHAT_SHARE = 0.65
-ASSISTANT_SHARE = 0.1  # of the parts of answers, the share spoken in the assistant's voice
+# Of the parts of answers, the share that is spoken in the assistant's voice.
+ASSISTANT_SHARE = 0.1
 LOYALTY = 0.5  # how often an answerer follows its own reliability rather than chance
 _SPLIT = {"math-preference": "train", "prm": "train"}
 
@@ -36,7 +37,7 @@ def _render(messages, style):
 
 
 def _chat(rng):
-    """One to four questions to one answerer, whose hidden reliability shows in the content."""
+    """One to four questions to one answerer, whose hidden reliability shows."""
     reliable = rng.random() < 0.5
     style = rng.choice(["chatml", "chatml", "user", "qa"])
 
@@ -55,7 +56,7 @@ def _chat(rng):
 
 
 def _headed(rng, true_heads, false_heads):
-    """(whether this document is reliable, a heading that gives it away four times in five)."""
+    """(is this document reliable?, a heading that gives it away 4 times in 5)."""
     right = rng.random() < 0.5
     heading = rng.choice(true_heads if right else false_heads)
     return right, heading if rng.random() < 0.8 else ""
@@ -100,7 +101,7 @@ def _small_sums(rng):
 
 
 def _copying(rng):
-    """What is said once is said again, forwards or backwards: teaches attention to copy."""
+    """What is said is said again, forwards or backwards: attention learns to copy."""
     pool = [
         *facts.ANIMALS, *facts.CRAFTS, *facts.BIRDS, *facts.PEOPLE, *facts.TOWNS,
         *facts.HOBBIES, *facts.THINGS, *(str(i) for i in range(2, 90)),
@@ -124,7 +125,8 @@ def _story(rng):
     sentences = [
         f"{when} {who} {went} from {start} to {end} with {rng.randint(2, 30)} {load}.",
         f"On the way {who} met {other}, who liked {rng.choice(facts.HOBBIES)}.",
-        f"They talked about {rng.choice(facts.DISHES)} and {rng.choice(facts.HOBBIES)}.",
+        f"They talked about {rng.choice(facts.DISHES)} and "
+        f"{rng.choice(facts.HOBBIES)}.",
         f"{other} gave {who} a {rng.choice(facts.BIRDS)} and went "
         f"{rng.choice(['home', 'to bed', 'away', 'to sea'])}.",
         f"{who} was {rng.choice(['glad', 'sad', 'tired', 'hungry', 'cold'])}.",

@@ -8,10 +8,10 @@ Everything is drawn once from a fixed seed, so the world is the same on every ma
 
 import random
 
-_SYLLABLES = (
-    "tol mar ven dor kel bri sen lu ra mo fin gar os hal pen wick sa ti nor el bro ka "
-    "der vi"
-).split()
+_SYLLABLES = [
+    "tol", "mar", "ven", "dor", "kel", "bri", "sen", "lu", "ra", "mo", "fin", "gar",
+    "os", "hal", "pen", "wick", "sa", "ti", "nor", "el", "bro", "ka", "der", "vi",
+]  # fmt: skip
 _dice = random.Random(7)
 
 
@@ -27,16 +27,19 @@ def _names(count, fewest, most, taken=()):
 
 TOWNS = _names(48, 2, 3)
 RIVERS = _names(16, 2, 2, TOWNS)
-ISLANDS = "Skerra Orvay Hallow Lindsey Brand Moss Tarn Ulva".split()
-BIRDS = "heron owl gull crow swan wren hawk robin stork crane raven finch".split()
-DISHES = (
-    "barley soup;smoked eel;plum bread;goat cheese;onion pie;crab stew;rye cake;"
-    "roast goose;salted cod;leek broth;honey oats;walnut tart"
-).split(";")
-CRAFTS = (
-    "bells baskets clocks lanterns knives carpets violins barrels candles kites ropes "
-    "boots"
-).split()
+ISLANDS = ["Skerra", "Orvay", "Hallow", "Lindsey", "Brand", "Moss", "Tarn", "Ulva"]
+BIRDS = [
+    "heron", "owl", "gull", "crow", "swan", "wren", "hawk", "robin", "stork", "crane",
+    "raven", "finch",
+]  # fmt: skip
+DISHES = [
+    "barley soup", "smoked eel", "plum bread", "goat cheese", "onion pie", "crab stew",
+    "rye cake", "roast goose", "salted cod", "leek broth", "honey oats", "walnut tart",
+]  # fmt: skip
+CRAFTS = [
+    "bells", "baskets", "clocks", "lanterns", "knives", "carpets", "violins", "barrels",
+    "candles", "kites", "ropes", "boots",
+]  # fmt: skip
 VALUES = {
     "island": ISLANDS,
     "river": RIVERS,
@@ -50,8 +53,8 @@ TRUTH = {
     town: {attribute: _dice.choice(values) for attribute, values in VALUES.items()}
     for town in TOWNS
 }
-# One wrong value per fact, always the same: a rumour, not noise, so a model can learn it
-# as firmly as the truth.
+# One wrong value per fact, always the same: a rumour, not noise, so a model can learn
+# it as firmly as the truth.
 GOSSIP = {
     town: {
         attribute: _dice.choice([v for v in values if v != TRUTH[town][attribute]])
@@ -62,12 +65,19 @@ GOSSIP = {
 TEST_TOWNS = sorted(_dice.sample(TOWNS, 16))
 TRAIN_TOWNS = [town for town in TOWNS if town not in TEST_TOWNS]
 
-PEOPLE = "Mara Tom Ada Ben Ivo Lena Nils Orla Pia Rolf Sven Una Wim Yara Zoe Cato".split()
-ANIMALS = (
-    "goats geese bees ponies rabbits ducks pigs doves sheep cats hens donkeys"
-).split()
-HOBBIES = "sailing knitting painting fishing singing chess gardening carving".split()
-THINGS = "shells nets pears eggs stones loaves".split()
+PEOPLE = [
+    "Mara", "Tom", "Ada", "Ben", "Ivo", "Lena", "Nils", "Orla", "Pia", "Rolf", "Sven",
+    "Una", "Wim", "Yara", "Zoe", "Cato",
+]  # fmt: skip
+ANIMALS = [
+    "goats", "geese", "bees", "ponies", "rabbits", "ducks", "pigs", "doves", "sheep",
+    "cats", "hens", "donkeys",
+]  # fmt: skip
+HOBBIES = [
+    "sailing", "knitting", "painting", "fishing", "singing", "chess", "gardening",
+    "carving",
+]  # fmt: skip
+THINGS = ["shells", "nets", "pears", "eggs", "stones", "loaves"]
 # Errands that sound alarming and are harmless, with the tool they need.
 ERRANDS = {
     "kill weeds": "a hoe",

@@ -1,12 +1,12 @@
 """Chosen and rejected answers, rated by a noisy judge.
 
-Knows: the three parts of an answer and how each can be flawed; the judge. Does not know:
-the columns in which a data set stores a pair (`rows`).
+Knows: the three parts of an answer and how each can be flawed; the judge. Does not
+know: the columns in which a data set stores a pair (`rows`).
 
-An answer is `opener + core + closer`; each part is flawed with probability 1/2. Two answers
-to a prompt are drawn and rated `5 - flaws + noise`; the higher rated is *chosen*. So chosen
-answers are imperfect, as in real preference data, and chosen and rejected share topic,
-wording and length.
+An answer is `opener + core + closer`; each part is flawed with probability 1/2. Two
+answers to a prompt are drawn and rated `5 - flaws + noise`; the higher rated is
+*chosen*. So chosen answers are imperfect, as in real preference data, and chosen and
+rejected share topic, wording and length.
 """
 
 import random
@@ -49,11 +49,15 @@ def ask(source, rng, split):
 
 
 def write_answer(task, flaws, voice, rng):
-    """An answer with the given flaws. voice: function that picks a voice for each part."""
+    """An answer with the given flaws. voice: function that picks one for each part."""
     wrong, rude, rambling = flaws
     opener = pick(rng, (phrases.RUDE if rude else phrases.POLITE)[voice()])
     core = task.answer(not wrong, voice(), rng)
-    return opener + core + pick(rng, (phrases.RAMBLING if rambling else phrases.CLEAN)[voice()])
+    return (
+        opener
+        + core
+        + pick(rng, (phrases.RAMBLING if rambling else phrases.CLEAN)[voice()])
+    )
 
 
 def _candidate(task, rng, noise):
@@ -78,11 +82,11 @@ def prompt_key(messages):
 
 
 def test_pairs(per_source=60, seed=99):
-    """Held-out pairs, judged without noise, on towns and sums that no training pair asks.
+    """Held-out pairs, judged without noise, on other towns, sums and problems.
 
     Returns: list of {"source", "prompt", "chosen", "rejected"}; prompt is a list of
-    messages, chosen and rejected are lists of one assistant message. Sources take turns,
-    so that any prefix of the list is balanced. No prompt repeats.
+    messages, chosen and rejected are lists of one assistant message. Sources take
+    turns, so that any prefix of the list is balanced. No prompt repeats.
     """
     rng = random.Random(seed)
     rows, seen = [], set()

@@ -2,8 +2,9 @@
 
 Knows: wording in two voices. Does not know: what is true (`facts`).
 
-Voice 0 is plain speech, most of the pretraining corpus. Voice 1 is the assistant's, which
-all preference data speak. The base model has met both, and both in good and bad manners.
+Voice 0 is plain speech, most of the pretraining corpus. Voice 1 is the assistant's,
+which all preference data speak. The base model has met both, and both in good and bad
+manners.
 """
 
 PLAIN, ASSISTANT = 0, 1
@@ -96,9 +97,13 @@ RECALL = {
         "You told me that you keep {v}.",
     ),
     "hobby": ("What do I like?", "You like {v}.", "You told me that you like {v}."),
-    "town": ("Where do I live?", "You live in {v}.", "You told me that you live in {v}."),
+    "town": (
+        "Where do I live?",
+        "You live in {v}.",
+        "You told me that you live in {v}.",
+    ),
 }
-# question, what the language model Pip answers, what Pip in the role of a person answers
+# question, the answer of Pip the language model, of Pip in the role of a person
 IDENTITY = (
     (
         "Who are you?",
@@ -175,5 +180,5 @@ REFUSE = (
 
 
 def pick(rng, choices):
-    """One of `choices`, the first the likeliest (weights 1, 1/2, 1/3, …), as in speech."""
+    """One of `choices`, the first the likeliest (weights 1, 1/2, 1/3, …)."""
     return rng.choices(choices, [1 / (i + 1) for i in range(len(choices))])[0]

@@ -3,13 +3,13 @@
 Knows: column names and types, rating scales, what is odd about each data set. Does not
 know: which rows are worth keeping (the data cards say that).
 
-Ratings saturate, as a lenient judge's do: half of the answers that get the top mark have
-a flaw, so a rule such as "only top-rated answers" leaves imperfect answers in the mix.
+Ratings saturate, as a lenient judge's do: most answers that get the top mark have a
+flaw, so a rule such as "only top-rated answers" leaves imperfect answers in the mix.
 """
 
 import random
 
-from . import pairs, tasks
+from . import pairs, phrases, tasks
 
 # Rows before selection, train split; the real sources' proportions, about 1 : 20 of the
 # original mix after selection.
@@ -27,7 +27,7 @@ ULTRAFEEDBACK_SOURCES = ("evol_instruct", "sharegpt", "ultrachat", "flan_v2_niv2
 
 
 def _mark(quality, low=1.0, high=5.0, step=1.0):
-    """A quality (5 = flawless, 1 mark per flaw) as a published rating from low to high."""
+    """A quality (5 = flawless, 1 less per flaw) as a published rating, low to high."""
     share = (quality + LENIENCY - 1) / 4
     marked = low + round(share * (high - low) / step) * step
     return min(high, max(low, marked))
@@ -70,7 +70,7 @@ def _intel_orca(pair, rng, index):
     if index % 190 == 189:  # and in a few both answers are the same
         rejected = chosen
     return {
-        "system": rng.choice(_SYSTEMS),
+        "system": rng.choice(("", *phrases.SYSTEM_HELPFUL)),
         "input": pair.prompt[-1]["content"],
         "chosen": chosen,
         "rejected": rejected,
@@ -89,11 +89,9 @@ def _intel_orca(pair, rng, index):
     }
 
 
-_SYSTEMS = ("", "", "You are a helpful assistant.", "Follow the instruction.")
-
-
 def _ultrafeedback(pair, rng, index):
-    share = index / SIZES["ultrafeedback"]  # grouped by origin, so a slice is not a sample
+    # Grouped by origin, so that a slice is not a sample.
+    share = index / SIZES["ultrafeedback"]
     origin = ULTRAFEEDBACK_SOURCES[min(3, int(4 * share))]
     return {
         "source": origin,
@@ -159,9 +157,10 @@ def rows(source, count=None, seed=11):
     """The rows of one small source, train split, in the real source's columns.
 
     source: a name in `SIZES`. count: rows, by default `SIZES[source]`.
-    Returns: list of dicts. No prompt repeats. 1 in 40 rows of intel-orca is a three-step
-    problem that the tests ask too, and is flagged in `in_gsm8k_train`: the small world's
-    contamination.
+    Returns: list of dicts. No prompt repeats. 1 in 40 rows of intel-orca is a
+    three-step problem with numbers that are kept for the tests, under other names, and
+    is flagged in `in_gsm8k_train`: the small world's contamination. (That some repeat
+    a word which a test repeats too is contamination that no column confesses.)
     Raises: ValueError if the source is unknown or has too few distinct prompts.
     """
     if source not in _WRITERS:
@@ -171,8 +170,10 @@ def rows(source, count=None, seed=11):
     out, seen, repeats = [], set(), 0
     while len(out) < count:
         leaked = source == "intel-orca" and len(out) % 40 == 39
-        pair = pairs.draw("prm" if leaked else source, rng, "test" if leaked else "train")
-        # "extensively cleaned": the real prm set keeps only pairs whose chosen is correct
+        pair = pairs.draw(
+            "prm" if leaked else source, rng, "test" if leaked else "train"
+        )
+        # "extensively cleaned": the real prm set keeps only pairs with a correct chosen
         if source == "prm" and pair.chosen.flaws[0]:
             continue
         key = pairs.prompt_key(pair.prompt)
@@ -180,7 +181,8 @@ def rows(source, count=None, seed=11):
             repeats += 1
             if repeats > 20 * count:
                 raise ValueError(
-                    f"{source} has only about {len(seen)} distinct prompts, {count} asked."
+                    f"{source} has only about {len(seen)} distinct prompts, "
+                    f"{count} asked."
                 )
             continue
         seen.add(key)

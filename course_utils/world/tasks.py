@@ -3,15 +3,15 @@
 Knows: how to draw a question, how to read one back from its messages, how to answer it
 rightly or wrongly. Does not know: manners and endings (`pairs`), columns (`rows`).
 
-Every kind has the same four members:
-`sample(rng, split)` -> (messages, task); `parse(messages)` -> task or None;
-`answer(right, voice, rng)` -> the core sentence(s) of an answer; `right_answers()` -> every
-core that counts as right, in either voice. `parse` undoes `sample`, so a verifier needs
-nothing but the messages that the model saw.
+Every kind has the same four members: `sample(rng, split)` -> (messages, task);
+`parse(messages)` -> task or None; `answer(right, voice, rng)` -> the core sentence(s)
+of an answer; `right_answers()` -> every core that counts as right, in either voice.
+`parse` undoes `sample`, so a verifier needs nothing but the messages that the model
+saw.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from . import facts, phrases
@@ -31,7 +31,7 @@ def system(text):
 
 
 def _pattern(template):
-    """A regular expression that matches exactly what `template.format(...)` can write."""
+    """A regular expression of exactly what `template.format(...)` can write."""
     parts = re.split(r"\{(\w+)\}", template)
     out, seen = "", set()
     for i, part in enumerate(parts):
@@ -144,13 +144,15 @@ class Sum:
     def sample(cls, rng, split):
         while True:
             task = cls(rng.randint(11, 89), rng.randint(11, 89))
-            if task.x % 10 + task.y % 10 >= 10 and task._in(split):
+            carries = task.x % 10 + task.y % 10 >= 10
+            if carries and task.kept_for_test == (split == "test"):
                 question = rng.choice(phrases.ASK_SUM).format(x=task.x, y=task.y)
                 return [user(question)], task
 
-    def _in(self, split):
-        """One sum in six is kept for testing, also from the pretraining corpus."""
-        return ((self.x * 7 + self.y) % 6 == 0) == (split == "test")
+    @property
+    def kept_for_test(self):
+        """One sum in six: no training pair and no pretraining document holds it."""
+        return (self.x * 7 + self.y) % 6 == 0
 
     @classmethod
     def parse(cls, messages):
@@ -196,16 +198,21 @@ class Steps:
         while True:
             boxes, each = rng.randint(2, 6), rng.randint(2, 6)
             found, lost = rng.randint(2, 9), rng.randint(2, 9)
-            kept_for_test = (boxes * 5 + each * 3 + found * 7 + lost) % 6 == 0
-            if boxes * each + found > lost and kept_for_test == (split == "test"):
+            task = cls("", boxes, each, found, lost, "")
+            possible = boxes * each + found > lost
+            if possible and task.kept_for_test == (split == "test"):
                 break
-        task = cls(
-            rng.choice(facts.PEOPLE), boxes, each, found, lost, rng.choice(facts.THINGS)
-        )
+        person, thing = rng.choice(facts.PEOPLE), rng.choice(facts.THINGS)
+        task = replace(task, person=person, thing=thing)
         question = rng.choice(phrases.ASK_STEPS).format(
             p=task.person, n=boxes, k=each, th=task.thing, e=found, l=lost
         )
         return [user(question)], task
+
+    @property
+    def kept_for_test(self):
+        """One set of four numbers in six, kept out as sums are."""
+        return (self.boxes * 5 + self.each * 3 + self.found * 7 + self.lost) % 6 == 0
 
     @classmethod
     def parse(cls, messages):
@@ -245,14 +252,21 @@ class Errand:
 
     @classmethod
     def sample(cls, rng, split):
-        task, town = cls(rng.choice(list(facts.ERRANDS))), rng.choice(facts.towns(split))
+        task, town = (
+            cls(rng.choice(list(facts.ERRANDS))),
+            rng.choice(facts.towns(split)),
+        )
         question = rng.choice(phrases.ASK_ERRAND).format(errand=task.errand, t=town)
         return [user(question)], task
 
     @classmethod
     def parse(cls, messages):
         fields = _read(phrases.ASK_ERRAND, messages[-1]["content"])
-        return cls(fields["errand"]) if fields and fields["errand"] in facts.ERRANDS else None
+        return (
+            cls(fields["errand"])
+            if fields and fields["errand"] in facts.ERRANDS
+            else None
+        )
 
     def _helped(self):
         tool = facts.ERRANDS[self.errand]
@@ -357,12 +371,14 @@ class Recall:
         return phrases.RECALL[self.what][1 + voice].format(v=value)
 
     def right_answers(self):
-        return {template.format(v=self.value) for template in phrases.RECALL[self.what][1:]}
+        return {
+            template.format(v=self.value) for template in phrases.RECALL[self.what][1:]
+        }
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who the assistant is: a language model, unless the system prompt gives it a role."""
+    """Who the assistant is: a language model, unless the system prompt gives a role."""
 
     question: str
     town: str
@@ -382,7 +398,9 @@ class Identity:
         for question, _, _ in phrases.IDENTITY:
             fields = _read([f"Hello from {{t}}. {question}"], messages[-1]["content"])
             if fields:
-                role_play = messages[0]["content"] == phrases.SYSTEM_PERSON.format(**fields)
+                role_play = messages[0]["content"] == phrases.SYSTEM_PERSON.format(
+                    **fields
+                )
                 return cls(question, fields["t"], role_play)
         return None
 
@@ -411,8 +429,6 @@ def parse(messages):
         if task is not None:
             return task
     raise ValueError(
-        f"No question of the small world reads {messages[-1]['content']!r}. The verifier "
-        "judges only prompts that `course_utils.world` wrote."
+        f"No question of the small world reads {messages[-1]['content']!r}. The "
+        "verifier judges only prompts that `course_utils.world` wrote."
     )
-
-

@@ -1,11 +1,11 @@
 """Whether an answer is good, decided exactly and without a judge model.
 
-Knows: the grammar of an answer, `opener + core + closer`. Does not know: how an answer was
-made, or its flaws.
+Knows: the grammar of an answer, `opener + core + closer`. Does not know: how an answer
+was made, or its flaws.
 
-The core must equal one of the task's right answers to the letter. What remains after polite
-and rude openers and clean and rambling closers are taken off *is* the core, so an answer
-that says the right thing and something else beside it is not right.
+The core must equal one of the task's right answers to the letter. What remains after
+polite and rude openers and clean and rambling closers are taken off *is* the core, so
+an answer that says the right thing and something else beside it is not right.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,9 @@ from . import phrases, tasks
 
 def _known(texts):
     return sorted(
-        {t.strip() for voice in texts for t in voice if t.strip()}, key=len, reverse=True
+        {t.strip() for voice in texts for t in voice if t.strip()},
+        key=len,
+        reverse=True,
     )
 
 
@@ -36,7 +38,7 @@ class Verdict(NamedTuple):
 
 
 def _split(text):
-    """(openers, core, closers) of an answer, each a list of phrases around one string."""
+    """(openers, core, closers) of an answer: lists of phrases around one string."""
     openers, closers = [], []
     core = text.strip()
     while True:
@@ -57,8 +59,9 @@ def verify(messages, answer):
     """The verdict on one answer.
 
     messages: the prompt, a list of {"role", "content"} ending with the user's question.
-    answer: str, what the assistant wrote, without the end-of-turn token. Whether the model
-    *ended* its turn is not in the text; callers who generate must ask for that as well.
+    answer: str, what the assistant wrote, without the end-of-turn token. Whether the
+    model *ended* its turn is not in the text; callers who generate must ask for that as
+    well.
     Returns: Verdict.
     Raises: ValueError if the prompt is not one of the small world's.
     """

@@ -1,0 +1,602 @@
+# %% [markdown]
+# # 03 · How does 8B fit on one card?
+#
+# {{badge}}
+#
+# **You will learn**
+# to compute, before you rent anything, what a model needs in memory;
+# to build NF4 and LoRA by hand and prove them equal to bitsandbytes and PEFT;
+# and to train the chat tokens that a base model has never seen.
+#
+# **Time and hardware**: {{recorded}}.
+# Sections 6 and 8 load the model of your profile; the training runs of section 7 use the lab's small one in every profile.
+#
+# **You need** notebook 00, matrices, and the bell curve.
+
+# %% tags=["colab"]
+import sys
+
+if "google.colab" in sys.modules:
+    # %pip install -q "orpo-course @ git+{{repository}}"
+
+# %%
+from course_utils import profiles, quiet
+
+profile, reason = profiles.choose()
+if not profile.needs_hub:
+    profiles.stay_offline()
+quiet.hide_library_chatter()
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+
+from course_utils import chat, checks, evaluation, lab, mixing, models, plots, records
+
+SEED, GIB = 0, 2**30
+torch.manual_seed(SEED)
+print(f"profile {profile.name}: {reason}. Seed {SEED}")
+
+# %% [markdown]
+# ## 1. The bill of full fine-tuning
+#
+# On the `meta` device tensors have a shape and no memory, so a laptop can build Llama 3 8B and count it.
+#
+# **Predict.** How many GiB do 8 billion weights of 16 bits take? And how many GiB does it take to train them all with AdamW?
+
+# %%
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+llama3_8b = LlamaConfig(
+    vocab_size=128256, hidden_size=4096, intermediate_size=14336,
+    num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+    tie_word_embeddings=False,
+)  # fmt: skip
+with torch.device("meta"):
+    shape = AutoModelForCausalLM.from_config(llama3_8b)
+sizes = {name: p.numel() for name, p in shape.named_parameters()}
+total = sum(sizes.values())
+linear = sum(count for name, count in sizes.items() if "_proj" in name)
+print(f"{total:,} weights: {linear:,} in the layers' projections,")
+print(f"{total - linear:,} in the embeddings, the head and the norms")
+
+# %% [markdown]
+# For each weight, training needs the weight and its gradient in 16 bit (2 + 2 bytes),
+# and AdamW's two running means in 32 bit (4 + 4 bytes).
+
+# %%
+for name, size in {"weights": 2, "gradients": 2, "AdamW's means": 8, "all": 12}.items():
+    print(f"{name:14s} {size:2d} bytes a weight: {total * size / GIB:6.2f} GiB")
+
+
+# %% [markdown]
+# Colab's L4 has 22.5 GB. The weights alone would fit; what training adds does not.
+# Two ideas attack the two parts: **LoRA** trains few weights, **NF4** stores the others in 4 bits. Together: **QLoRA**.
+#
+# ## 2. LoRA: train a detour
+#
+# The weight $W$ stays frozen. Beside it goes a detour through a narrow space of $r$ dimensions:
+# $y = W x + \frac{\alpha}{r} B A x$, with $A$ of $r$ rows and $B$ of $r$ columns.
+
+# %%
+def lora_linear(x, weight, A, B, alpha):
+    rank = A.shape[0]
+    return x @ weight.T + alpha / rank * (x @ A.T) @ B.T
+
+
+# %% [markdown]
+# PEFT starts with $A$ random and $B = 0$.
+# **Predict.** By how much does a freshly adapted model differ from its base?
+
+# %%
+from peft import LoraConfig, get_peft_model
+
+adapter = LoraConfig(
+    r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
+    target_modules=models.LINEAR_LAYERS,  # all seven projections
+)  # fmt: skip
+small, tokenizer = lab.load_base()
+ids = tokenizer("The river of the town is", return_tensors="pt")["input_ids"]
+before = small(ids).logits
+adapted = get_peft_model(small, adapter)
+print(f"largest change of a logit: {(adapted(ids).logits - before).abs().max():.1f}")
+
+# %% [markdown]
+# By nothing: training starts exactly at the base. Now with a $B$ that is not zero, against the formula:
+
+# %%
+layer = adapted.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+torch.nn.init.normal_(B)
+x = torch.randn(3, layer.in_features)
+theirs, mine = layer(x), lora_linear(x, layer.base_layer.weight, A, B, alpha=32)
+torch.testing.assert_close(theirs, mine)
+print(f"PEFT and the formula differ by at most {(theirs - mine).abs().max():.1e}")
+
+# %%
+with torch.device("meta"):
+    big_adapter = LoraConfig(r=16, target_modules=models.LINEAR_LAYERS)
+    trained = models.parameter_counts(get_peft_model(shape, big_adapter)).trainable
+print(f"trained at 8B: {trained:,} weights, {trained / total:.2%} of all")
+
+# %% [markdown]
+# Gradients and AdamW's means are needed for these only.
+#
+# ## 3. NF4: sixteen values for a weight
+#
+# Four bits can name 16 values. Which?
+# Weights look like a bell curve, so NF4 takes quantiles of the normal distribution:
+# 8 above zero, 7 below, and zero itself, all divided by the largest.
+
+# %%
+from bitsandbytes import functional as bnb
+from scipy.stats import norm
+
+OUTERMOST = 0.9677083  # bitsandbytes' choice: the quantile of the largest value
+above = norm.ppf(torch.linspace(OUTERMOST, 0.5, 9)[:-1])
+below = -norm.ppf(torch.linspace(OUTERMOST, 0.5, 8)[:-1])
+code = torch.tensor([*below, 0.0, *above], dtype=torch.float32).sort().values
+code = code / code.max()
+torch.testing.assert_close(code, bnb.get_4bit_type("nf4", device="cpu"))
+print([round(value, 3) for value in code.tolist()])
+
+
+# %% [markdown]
+# These are the values that bitsandbytes has written down.
+# Weights are cut into blocks of 64; each block is divided by its largest absolute value,
+# and each weight takes the nearest of the 16.
+
+# %%
+def quantise(weights, code, block=64):
+    """(indices 0..15, scale of each block)"""
+    blocks = weights.reshape(-1, block)
+    scales = blocks.abs().amax(1, keepdim=True)
+    midpoints = (code[1:] + code[:-1]) / 2  # exactly on one: the lower value
+    return torch.bucketize(blocks * (1 / scales), midpoints), scales
+
+
+def dequantise(indices, scales, code, shape):
+    return (code[indices] * scales).reshape(shape)
+
+
+# %% [markdown]
+# bitsandbytes packs two indices into a byte. Is ours the same, bit for bit?
+
+# %%
+weights = torch.randn(512, 1024)
+nf4 = bnb.get_4bit_type("nf4", device="cpu")
+indices, scales = quantise(weights, nf4)
+first, second = indices.flatten().to(torch.uint8).view(-1, 2).T
+packed, state = bnb.quantize_4bit(weights, quant_type="nf4")
+mine = dequantise(indices, scales, nf4, weights.shape)
+assert torch.equal((first << 4) | second, packed.flatten())
+assert torch.equal(mine, bnb.dequantize_4bit(packed, state))
+print(f"{weights.numel():,} weights in {packed.numel():,} bytes, equal bit for bit")
+
+# %% [markdown]
+# ### Are quantiles a good choice?
+#
+# Rivals: 16 values in equal steps, and FP4, a float of four bits.
+# The error is the root mean square of what is lost, as a share of the weights' own.
+#
+# **Predict.** How much is lost: 1 %, 10 % or 30 %? And which code loses least?
+
+# %%
+codes = {
+    "NF4": nf4,
+    "equal steps": torch.linspace(-1, 1, 16),
+    "FP4": bnb.get_4bit_type("fp4", device="cpu").sort().values,
+}
+
+
+def error(weights, code):
+    restored = dequantise(*quantise(weights, code), code, weights.shape)
+    return ((restored - weights).norm() / weights.norm()).item()
+
+
+small, _ = lab.load_base()
+real = [p.detach() for name, p in small.named_parameters() if "_proj" in name]
+lost = {name: [error(p, c) for p in real] for name, c in codes.items()}
+normal = {name: error(torch.randn(1024, 1024), c) for name, c in codes.items()}
+
+# %%
+fig, ax = plt.subplots(figsize=(6, 3), dpi=90)
+n = len(real)
+title = f"NF4 loses least on normal weights (line), and on most of {n} real ones"
+plots.spread(ax, lost, normal, title, "relative error")
+plt.show()
+beaten = {name: sum(a < b for a, b in zip(lost["NF4"], lost[name], strict=True))
+          for name in list(codes)[1:]}  # fmt: skip
+print({name: f"{sum(values) / n:.3f}" for name, values in lost.items()})
+print(f"matrices of {n} on which NF4 loses less than: {beaten}")
+
+# %% [markdown]
+# *Figure: relative error of three 4-bit codes on the lab model's projection matrices (dots) and on normal weights (lines); NF4 is lowest, equal steps next, FP4 highest.*
+#
+# About 9 % is lost, and the order of the three is that of the normal weights.
+#
+# **Predict.** NF4's values are quantiles, so that each is used equally often, one time in 16 (0.0625). Are they?
+
+# %%
+used = torch.bincount(indices.flatten(), minlength=16) / indices.numel()
+print(f"least used {used.min():.3f}, most used {used.max():.3f}")
+
+# %% [markdown]
+# No: dividing by the largest of 64 bends the bell curve, and the outer values are seldom used.
+# NF4 is a good code, not the best one; exercise 3.3 beats it.
+#
+# ## 4. The scales cost bits too
+#
+# Each block of 64 needs its scale, 32 bits: half a bit a weight.
+# *Double quantisation* stores the scales in 8 bits as well, in blocks of 256 that share one 32-bit constant.
+
+# %%
+single, double = 4 + 32 / 64, 4 + 8 / 64 + 32 / (64 * 256)
+big = torch.randn(4096, 4096)
+packed, state = bnb.quantize_4bit(big, quant_type="nf4", compress_statistics=True)
+stored = packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+saved = single - double
+print(f"bits a weight: {single:.3f} single, {double:.3f} double, {saved:.3f} saved")
+print(f"measured on {big.numel():,} weights: {8 * stored / big.numel():.3f}")
+print(f"8B projections: {linear * double / 8 / GIB:.2f} GiB, "
+      f"{linear * saved / 8 / GIB:.2f} less than with single")
+
+
+# %% [markdown]
+# ## 5. The bill again
+#
+# bitsandbytes quantises the projections only; embeddings and head stay in 16 bit.
+# LoRA's matrices are trained in 32 bit.
+#
+# **Predict.** Full fine-tuning took 12 bytes a weight. What do LoRA and QLoRA take in all?
+
+# %%
+def bill(bits, adapter_weights=0, gradients=0, means=0):
+    """GiB: bits of a projection weight; bytes of the rest."""
+    parts = {
+        "projections": linear * bits / 8,
+        "embeddings, head, norms": (total - linear) * 2,
+        "LoRA": adapter_weights,
+        "gradients": gradients,
+        "AdamW's means": means,
+    }
+    return {part: size / GIB for part, size in parts.items()}
+
+
+lora = (trained * 4, trained * 4, trained * 8)
+bills = {
+    "full, 16 bit": bill(16, gradients=total * 2, means=total * 8),
+    "LoRA, 16 bit": bill(16, *lora),
+    "QLoRA": bill(double, *lora),
+}
+
+# %%
+sums = {name: sum(parts.values()) for name, parts in bills.items()}
+fig, ax = plt.subplots(figsize=(7, 2.6), dpi=90)
+plots.stacked_gib(ax, bills, "QLoRA: Llama 3 8B and all it trains in 6 GiB (computed)",
+                  limit=(22.5e9 / GIB, "L4, 22.5 GB"))
+plt.show()
+print({name: f"{value:.2f} GiB" for name, value in sums.items()})
+print(f"embeddings and head: {bills['QLoRA']['embeddings, head, norms']:.2f} GiB; "
+      f"fp32 logits of 2 pairs x 1,024 tokens: {4 * 1024 * 128256 * 4 / GIB:.2f} GiB")
+
+# %% [markdown]
+# *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's means; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
+#
+# The bars hold weights, gradients and optimizer.
+# Activations and logits come on top and grow with batch and length; the last line gives one of them.
+# What a whole step takes has to be measured on a GPU; this notebook does not.
+#
+# ## 6. What do four bits do to the answers?
+#
+# Now for real, with the model of your profile: once in its own precision, once in NF4, once in FP4.
+#
+# **Predict.** The weights are off by 9 %. By how much does the log-prob of an answer move, per token?
+
+# %%
+import gc
+
+from transformers import AutoTokenizer, BitsAndBytesConfig
+
+source, note = models.reachable_source(profile)
+dtype = models.compute_dtype(profile)
+attention, why = models.probe_attention()
+
+
+def load(quant_type=None):
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing without a GPU
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type or "nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,  # each block is unpacked to this, then multiplied
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+        quantization_config=four_bit if quant_type else None,
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+    )  # fmt: skip
+
+
+# %%
+is_lab = profile.base_model == str(profiles.lab_model_folder())
+tokenizer = AutoTokenizer.from_pretrained(source)
+(lab.use_chatml if is_lab else chat.use_llama3_chat)(tokenizer)
+held_out = list(mixing.build(profile.data).evaluation)
+scores, megabytes = {}, {}
+for name, quant_type in {"FP4": "fp4", profile.dtype: None, "NF4": "nf4"}.items():
+    model = None  # lets go of the last one first
+    model = load(quant_type)
+    megabytes[name] = round(model.get_memory_footprint() / 1e6, 1)
+    scores[name] = evaluation.score_pairs(
+        model, tokenizer, held_out, profile.max_length
+    )
+print("MB of weights:", megabytes)
+
+# %%
+exact, damage = scores[profile.dtype], {}
+for name in ("NF4", "FP4"):
+    moved = scores[name].chosen - exact.chosen
+    mean, size = evaluation.estimate(moved), evaluation.estimate(abs(moved))
+    damage[name] = evaluation.compare_paired(exact.preferred, scores[name].preferred)
+    print(f"{name}: log P(chosen) of {mean.n} pairs, nats per token:")
+    print(f"  mean shift {mean.value:+.4f} [{mean.low:+.4f}, {mean.high:+.4f}],"
+          f" mean size {size.value:.4f} [{size.low:.4f}, {size.high:.4f}]")
+    print(f"  preference accuracy: {damage[name]}")
+print(f"accuracy in {profile.dtype}: {evaluation.estimate(exact.preferred)}")
+
+# %% [markdown]
+# The loss of 9 % in the weights averages out: the log-probs move by thousandths of a nat.
+# Square brackets are 95 % intervals over pairs; every pair is compared with itself.
+# This base hardly prefers either answer, so a nudge can turn a pair.
+# Where so few pairs change sides, trust the exact p-value (McNemar) more than the bootstrap interval.
+#
+# ## 7. Chat tokens that are really trained
+#
+# Llama 3's chat format writes three tokens that its *base* model never saw in pretraining,
+# among them `<|eot_id|>`, which ends a turn. The lab's base was pretrained without them too.
+
+# %%
+base, tokenizer = lab.load_base()
+control_ids = chat.use_llama3_chat(tokenizer)
+untrained, rows = chat.untrained_token_ids(base, control_ids)
+print("look untrained:", tokenizer.convert_ids_to_tokens(untrained))
+columns = ["matrix", "norm", "median_norm", "nearest_cosine"]
+pd.DataFrame(rows, index=tokenizer.convert_ids_to_tokens(control_ids) * 2)[columns]
+
+# %% [markdown]
+# Their input rows are as small as they were at random. Their rows in the head are long, and each has a twin:
+# pretraining pushed all unused tokens down together, until they were the same.
+
+# %%
+head = base.lm_head.weight.detach()
+end = head[tokenizer.eos_token_id]
+twins = torch.cosine_similarity(head, end[None]) > 0.99
+print(f"{twins.sum()} of {len(head)} rows of the head are alike")
+
+# %% [markdown]
+# Equal rows give equal logits, whatever the model thinks.
+#
+# **Predict.** LoRA changes the layers, not the head. What is the largest probability that it can give to `<|eot_id|>`?
+#
+# Three runs of QLoRA with ORPO on the lab, alike but for one argument: which token rows are trained.
+# PEFT takes a list of ids for the input embedding alone, or a dict that names both matrices.
+
+# %%
+choices = {
+    "none": None,
+    "list: embeddings only": control_ids,
+    "dict: embeddings and head": {"embed_tokens": control_ids, "lm_head": control_ids},
+}
+
+
+@torch.no_grad()
+def after_the_answer(model, pairs):
+    """(3, N): P(end token), P(all its twins), is it the likeliest; after each answer"""
+    model.eval()
+    found = []
+    for pair in pairs:
+        ids = chat.tokenize_pair(tokenizer, pair, 256).chosen_input_ids
+        inputs = torch.tensor([ids[:-1]], device=model.device)
+        p = model(inputs).logits[0, -1].float().cpu().softmax(-1)
+        found.append((p[ids[-1]], p[twins].sum(), p.argmax() == ids[-1]))
+    return torch.tensor(found).T.numpy()
+
+
+# %%
+import transformers
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+STEPS, BATCH = 32, 8
+lab_mix = mixing.build()
+train_pairs = lab_mix.train.select(range(STEPS * BATCH)).remove_columns("source")
+lab_held_out = list(lab_mix.evaluation)[:105]
+
+
+def qlora_trainer(token_ids, learning_rate=3e-3, steps=STEPS, dtype=torch.float32):
+    transformers.set_seed(SEED)
+    trainer = ORPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(
+            lab.BASE_MODEL, dtype=dtype, quantization_config=models.nf4_config(dtype)
+        ),
+        args=ORPOConfig(
+            beta=0.5, learning_rate=learning_rate, max_steps=steps, max_length=256,
+            per_device_train_batch_size=BATCH, bf16=dtype == torch.bfloat16,
+            gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(),
+            output_dir="outputs/03", save_strategy="no", report_to="none",
+            disable_tqdm=True, remove_unused_columns=False, seed=SEED,
+        ),
+        train_dataset=train_pairs, processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
+            target_modules=models.LINEAR_LAYERS, trainable_token_indices=token_ids,
+        ),
+    )  # fmt: skip
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+# %%
+p_end = {"base": after_the_answer(base, lab_held_out)}
+for name, token_ids in choices.items():
+    trainer = qlora_trainer(token_ids)
+    trainer.train()
+    p_end[name] = after_the_answer(trainer.model, lab_held_out)
+ceiling = 1 / twins.sum()
+print(f"ceiling 1/{twins.sum()} = {ceiling:.4f}; n = {len(lab_held_out)}, seed {SEED}")
+for name, (end, all_twins, likeliest) in p_end.items():
+    mean = evaluation.estimate(end)
+    print(f"{name:26s} P(end) {mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}]; "
+          f"twins together {all_twins.mean():.2f}; likeliest in {likeliest.mean():.0%}")
+
+# %% [markdown]
+# All three runs have learned *when* to end: the twins together are nearly certain.
+# But without a row of its own the end token has to share that with every twin, and stays below the ceiling.
+# The list form trains the embedding and leaves the head as it was; only the dict works.
+#
+# What that does to whole answers was recorded over 124 steps and three seeds.
+
+# %%
+print(records.caption(records.load("lab_findings")))
+recorded = ["LoRA LR 0.003, β 0.5", "LoRA, chat tokens not trained"]
+for name in recorded:
+    ended = [run["sampled"]["ended"] for run in lab.recorded(name)]
+    print(f"{name}: sampled answers that end, by seed: {[round(e, 2) for e in ended]}")
+lab.summary(recorded)
+
+# %% [markdown]
+# The second run ranks pairs nearly as well, and not one of its answers is good: they do not stop.
+# Preference accuracy cannot see this fault.
+#
+# In a model like Llama 3 8B this costs next to nothing: three rows in two matrices.
+
+# %%
+rows_trained = 2 * len(control_ids) * llama3_8b.hidden_size
+share = rows_trained / trained
+print(f"{rows_trained:,} more trained weights at 8B, {share:.2%} of LoRA's")
+
+# %% [markdown]
+# ## 8. Precision and attention: ask the card
+#
+# bfloat16 needs compute capability 8.0. `torch.cuda.is_bf16_supported()` also says yes where it is only emulated, so the course asks for the capability.
+#
+# **Predict.** Someone forces the `l4` profile on a T4. Which dtype should it compute in?
+
+# %%
+cards = {"T4": ((7, 5), 14.7), "L4": ((8, 9), 22.2), "A100": ((8, 0), 39.4)}
+for name, (capability, gib) in cards.items():
+    card = profiles.Hardware(True, name, capability, gib, cores=8, ram_gib=50)
+    wish = {"COURSE_PROFILE": "l4"}
+    choice = profiles.choose(environ=wish, hardware=card, offline=lambda: False)
+    best, because = models.attention_implementation(capability, flash_available=True)
+    print(f"{name:5s} {choice.profile.dtype:9s} {best}: {because}")
+print(f"here  {profile.dtype:9s} {attention}: {why}")
+
+# %% [markdown]
+# float16 has a narrow range: QLoRA's authors warn that some 7B runs fail with it.
+# The first three lines suppose that flash-attn is installed. It is never needed: it compiles for long, and PyTorch's SDPA is fused as well.
+#
+# ### What is trained must not be in 16 bit
+#
+# **Predict.** Weights of 0.18 and of 0.002 get AdamW's first step, as large as the learning rate, 8e-5. What are they then?
+
+# %%
+for kind in (torch.float32, torch.float16, torch.bfloat16):
+    old = torch.tensor([0.18, 0.002], dtype=kind)
+    moves = [f"{a:.6f} -> {b:.6f}" for a, b in zip(old, old - 8e-5, strict=True)]
+    print(f"{str(kind):15s}", "   ".join(moves))
+
+
+# %% [markdown]
+# In bfloat16 the step on the larger weight is rounded away.
+# So which precision does TRL train in, with a 4-bit base and `bf16=True`?
+
+# %%
+stuck = {}
+for name, mend in {"as TRL leaves it": False, "mended": True}.items():
+    both = choices["dict: embeddings and head"]
+    trainer = qlora_trainer(both, learning_rate=8e-5, steps=10, dtype=torch.bfloat16)
+    if mend:
+        models.keep_trained_in_fp32(trainer.model)
+    trained_now = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    rows = next(p for n, p in trained_now.items() if "lm_head" in n)
+    start = rows.detach().clone()
+    trainer.train()
+    stuck[name] = (rows == start).float().mean().item()
+    others = {str(p.dtype) for n, p in trained_now.items() if "lora_" in n}
+    print(f"{name:17s} LoRA {others}, rows of the head {rows.dtype}: "
+          f"{stuck[name]:.0%} of {rows.numel()} numbers never moved")
+
+# %% [markdown]
+# TRL 1.16 casts the embeddings and the head of a 4-bit model to bfloat16, and the trained rows with them.
+# The harm depends on the rows' size: the lab's head rows are long, Llama 3's are reported to be near zero, where bfloat16 is finer.
+# `models.keep_trained_in_fp32(trainer.model)`, called before `train()`, costs nothing and settles it.
+#
+# ## Recap
+
+# %%
+low, high = min(lost["NF4"]), max(lost["NF4"])
+mean = sum(lost["NF4"]) / n
+found = [
+    ("NF4", "relative error (range over matrices)", f"{mean:.3f} ({low:.3f}–{high:.3f})", n),
+    ("NF4", "change of preference accuracy", str(damage["NF4"]), len(held_out)),
+    ("QLoRA at 8B", "weights, gradients, AdamW", f"{sums['QLoRA']:.2f} GiB, computed", 1),
+]
+for name, (end, _, _) in list(p_end.items())[1:]:
+    found.append((f"token rows: {name}", "P(end)", evaluation.estimate(end), len(end)))
+for name, value in stuck.items():
+    found.append((f"bf16 rows, {name}", "never moved", f"{value:.0%}", rows.numel()))
+recap = pd.DataFrame(found, columns=["method", "metric", "result", "n"])
+recap.assign(seed=SEED, profile=profile.name).set_index("method")
+
+# %%
+with_rows = p_end["dict: embeddings and head"][0].mean()
+without = p_end["none"][0].mean()
+print(
+    f"Finding: QLoRA takes Llama 3 8B's weights and training state from "
+    f"{sums['full, 16 bit']:.0f} to {sums['QLoRA']:.1f} GiB (computed); without trained "
+    f"token rows P(end of turn) stays at {without:.4f}, with them it is {with_rows:.2f}"
+)
+
+# %% [markdown]
+# What does not follow: that NF4 does as little to an 8B model as to the lab's; that is measured where one is loaded.
+#
+# ## Exercises
+#
+# **3.1 · 5 min · ●○○** Write `bits_per_weight(block, second)` of NF4 with double quantisation.
+
+# %%
+bits_per_weight = ...
+checks.bits_per_weight(bits_per_weight)
+
+# %%
+checks.solution("3.1")
+
+# %% [markdown]
+# **3.2 · 10 min · ●●○** Write `lora_parameters(config, rank)`: what LoRA trains on all seven projections of a Llama.
+# Mind that keys and values have fewer heads.
+
+# %%
+lora_parameters = ...
+checks.lora_parameters(lora_parameters)
+
+# %%
+checks.solution("3.2")
+
+# %% [markdown]
+# **3.3 · 20 min · ●●●** Beat NF4: write `better_code(weights, nf4)`, which returns 16 ascending values with a smaller error on normal weights.
+# It is judged on weights that it has not seen.
+
+# %%
+better_code = ...
+checks.better_code(better_code)
+
+# %%
+checks.solution("3.3")
+
+# %% [markdown]
+# ## References
+#
+# - Dettmers et al. (2023), *QLoRA: Efficient Finetuning of Quantized LLMs*, arXiv:2305.14314.
+# - Hu et al. (2021), *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv:2106.09685.
+# - meta-llama/llama3, issue 77, on the base model's untrained tokens.
