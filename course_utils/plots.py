@@ -95,7 +95,8 @@ def stacked_gib(ax, bills, title, limit=None):
         ax.barh(range(len(bills)), widths, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     for row, total in enumerate(left):
-        ax.text(total, row, f" {total:.1f}", va="center", fontsize=9)
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        ax.text(total + 0.5, row, f"{total:.1f}", va="center", fontsize=9, bbox=white)
     if limit:
         ax.axvline(limit[0], color=COLOURS["rejected"], ls="--", lw=1, label=limit[1])
     ax.set_yticks(range(len(bills)), list(bills))
@@ -129,7 +130,8 @@ def rows_and_reasons(ax, report, title):
     looks = ["#333333", "#c8c8c8", "#f0f0f0", "#888888", "#ffffff"]
     hatches = ["", "", "///", "xxx", "..."]
     left = [0.0] * len(report)
-    for part, colour, hatch in zip(parts, looks, hatches, strict=False):
+    for part, colour, hatch in zip(parts, looks[: len(parts)], hatches[: len(parts)],
+                                   strict=True):  # fmt: skip
         widths = [row.get(part, 0) / row["rows"] for row in report]
         ax.barh(range(len(report)), widths, left=left, color=colour, hatch=hatch,
                 edgecolor="#333333", lw=0.5, label=part)  # fmt: skip

@@ -17,7 +17,7 @@ _WARNINGS = (
 _LOGGERS = {
     # Says that the optional package `kernels` is missing. It would call the hub.
     "bitsandbytes": logging.CRITICAL,
-    # Says that the model's config took over the tokenizer's special tokens: we set them.
+    # Says that the model's config took over the tokenizer's special tokens, as we set.
     "transformers": logging.ERROR,
 }
 

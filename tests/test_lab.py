@@ -144,7 +144,7 @@ def test_one_run_of_the_sweep(mix, monkeypatch):
     small = mixing.Mix(
         mix.train.select(range(16)), mix.evaluation.select(range(7)), mix.report
     )
-    monkeypatch.setattr(lab.mixing, "build", lambda: small)
+    monkeypatch.setattr(mixing, "build", lambda: small)
     threads = torch.get_num_threads()
     job = {
         "name": "x", "method": "orpo", "chat": "llama3", "lora_rank": 4,

@@ -33,7 +33,8 @@ def trained(tokenizer):
     """A tiny base whose adapter has learned three answers and when to stop."""
     control = tokenizer.convert_tokens_to_ids(["<|start_header_id|>", "<|eot_id|>"])
     lora = LoraConfig(
-        r=4,
+        r=8,
+        lora_alpha=16,
         target_modules=models.LINEAR_LAYERS,
         task_type="CAUSAL_LM",
         trainable_token_indices={"embed_tokens": control, "lm_head": control},
@@ -41,7 +42,7 @@ def trained(tokenizer):
     torch.manual_seed(0)
     model = get_peft_model(base(tokenizer), lora)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=3e-2
+        [p for p in model.parameters() if p.requires_grad], lr=1e-2
     )
     texts = [
         [*prompt, {"role": "assistant", "content": answer}]
@@ -55,7 +56,7 @@ def trained(tokenizer):
         )["input_ids"]
         for text in texts
     ]
-    for _ in range(80):
+    for _ in range(100):
         loss = 0
         for prompt, ids in zip(rows, whole, strict=True):
             labels = [-100] * len(prompt) + ids[len(prompt) :]
@@ -111,7 +112,7 @@ def test_a_faithful_merge_passes_and_a_new_process_agrees(
 ):
     found = prove(trained, merged, tokenizer, folder=save(merged, tokenizer, tmp_path))
     assert found.passed and found.failures == ()
-    assert found.n == 3 and found.answer_tokens > 10
+    assert found.n == 3 and found.answer_tokens > 8
     assert found.kl < 1e-9 and found.max_logit_difference < 1e-3
     assert found.greedy_agreement == found.reloaded_agreement == 1
     assert found.ended == found.ended_trained == 1
@@ -151,9 +152,12 @@ def test_an_adapter_saved_without_its_token_rows(trained, adapter, tokenizer, tm
     kept = {k: v for k, v in tensors.items() if "token_adapter" not in k}
     assert len(kept) == len(tensors) - 2
     save_file(kept, file, metadata={"format": "pt"})
-    with pytest.warns(UserWarning, match="missing"):
-        found = prove(trained, merge(tokenizer, broken), tokenizer)
-    assert not found.passed
+    with pytest.raises(KeyError, match="trainable_tokens_delta"):  # PEFT itself sees it
+        merge(tokenizer, broken)
+    config = json.loads((broken / "adapter_config.json").read_text())
+    config["trainable_token_indices"] = None  # and then it cannot
+    (broken / "adapter_config.json").write_text(json.dumps(config))
+    found = prove(trained, merge(tokenizer, broken), tokenizer)
     assert found.failures[0].startswith("KL is ")
     assert found.ended < found.ended_trained
 

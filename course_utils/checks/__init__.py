@@ -6,6 +6,7 @@ Does not know: the notebooks.
 """
 
 from course_utils.checks.comparing import paired_pairs_needed, seed_interval
+from course_utils.checks.data import my_rule, prompt_of, swapped_digits
 from course_utils.checks.loading import better_code, bits_per_weight, lora_parameters
 from course_utils.checks.mechanism import EXERCISES, solution
 from course_utils.checks.merging import mean_kl, merged_weight
@@ -26,11 +27,14 @@ __all__ = [
     "mask_prompt",
     "mean_kl",
     "merged_weight",
+    "my_rule",
     "padding_share",
     "paired_pairs_needed",
     "pairs_needed",
     "profile_of",
+    "prompt_of",
     "seed_interval",
     "seen",
     "solution",
+    "swapped_digits",
 ]

@@ -141,3 +141,20 @@ def branch_mask(prefix, branches):
         mask[start + branch :, start : start + branch] = False
         start += branch
     return mask
+
+
+def my_rule():
+    return 'status != "tie" and chosen_score >= 8 and not in_gsm8k_train'
+
+
+def prompt_of(row):
+    return row["chosen"][:-1]  # chosen and rejected share everything before the answer
+
+
+def swapped_digits(listed, found):
+    a, b = str(listed), str(found)
+    differ = [i for i in range(min(len(a), len(b))) if a[i] != b[i]]
+    if len(a) != len(b) or len(differ) != 2:
+        return False
+    first, second = differ
+    return a[first] == b[second] and a[second] == b[first]

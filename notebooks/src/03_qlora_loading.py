@@ -9,7 +9,7 @@
 # and to train the chat tokens that a base model has never seen.
 #
 # **Time and hardware**: {{recorded}}.
-# Sections 6 and 8 load the model of your profile; the training runs of section 7 use the lab's small one in every profile.
+# Section 6 loads the model of your profile; the training runs of sections 7 and 8 use the lab's small one in every profile.
 #
 # **You need** notebook 00, matrices, and the bell curve.
 
@@ -85,6 +85,7 @@ def lora_linear(x, weight, A, B, alpha):
 
 # %% [markdown]
 # PEFT starts with $A$ random and $B = 0$.
+#
 # **Predict.** By how much does a freshly adapted model differ from its base?
 
 # %%
@@ -206,8 +207,9 @@ plots.spread(ax, lost, normal, title, "relative error")
 plt.show()
 beaten = {name: sum(a < b for a, b in zip(lost["NF4"], lost[name], strict=True))
           for name in list(codes)[1:]}  # fmt: skip
-print({name: f"{sum(values) / n:.3f}" for name, values in lost.items()})
-print(f"matrices of {n} on which NF4 loses less than: {beaten}")
+for name, values in lost.items():
+    won = f"; NF4 loses less on {beaten[name]} of {n}" if name in beaten else ""
+    print(f"{name:11s} mean {sum(values) / n:.3f} over {n} matrices{won}")
 
 # %% [markdown]
 # *Figure: relative error of three 4-bit codes on the lab model's projection matrices (dots) and on normal weights (lines); NF4 is lowest, equal steps next, FP4 highest.*
@@ -275,15 +277,16 @@ fig, ax = plt.subplots(figsize=(7, 2.6), dpi=90)
 plots.stacked_gib(ax, bills, "QLoRA: Llama 3 8B and all it trains in 6 GiB (computed)",
                   limit=(22.5e9 / GIB, "L4, 22.5 GB"))
 plt.show()
-print({name: f"{value:.2f} GiB" for name, value in sums.items()})
-print(f"embeddings and head: {bills['QLoRA']['embeddings, head, norms']:.2f} GiB; "
-      f"fp32 logits of 2 pairs x 1,024 tokens: {4 * 1024 * 128256 * 4 / GIB:.2f} GiB")
+for part, size in bills["QLoRA"].items():
+    print(f"QLoRA, {part:23s} {size:5.2f} GiB")
+logits = 4 * 1024 * llama3_8b.vocab_size * 4
+print(f"on top, fp32 logits of 2 pairs of 1,024 tokens: {logits / GIB:.2f} GiB")
 
 # %% [markdown]
 # *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's means; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
 #
 # The bars hold weights, gradients and optimizer.
-# Activations and logits come on top and grow with batch and length; the last line gives one of them.
+# Activations and logits come on top and grow with batch and length; the last printed line gives one of them.
 # What a whole step takes has to be measured on a GPU; this notebook does not.
 #
 # ## 6. What do four bits do to the answers?
@@ -365,8 +368,8 @@ columns = ["matrix", "norm", "median_norm", "nearest_cosine"]
 pd.DataFrame(rows, index=tokenizer.convert_ids_to_tokens(control_ids) * 2)[columns]
 
 # %% [markdown]
-# Their input rows are as small as they were at random. Their rows in the head are long, and each has a twin:
-# pretraining pushed all unused tokens down together, until they were the same.
+# Their input rows are still small. Their rows in the head are long, and each has a twin:
+# the softmax pushes all tokens that never come down the same way, until they are alike.
 
 # %%
 head = base.lm_head.weight.detach()
@@ -376,6 +379,7 @@ print(f"{twins.sum()} of {len(head)} rows of the head are alike")
 
 # %% [markdown]
 # Equal rows give equal logits, whatever the model thinks.
+# Llama 3's untrained rows are reported to be near zero, which makes them alike as well.
 #
 # **Predict.** LoRA changes the layers, not the head. What is the largest probability that it can give to `<|eot_id|>`?
 #
@@ -465,7 +469,7 @@ for name in recorded:
 lab.summary(recorded)
 
 # %% [markdown]
-# The second run ranks pairs nearly as well, and not one of its answers is good: they do not stop.
+# The second run ranks pairs nearly as well, and next to none of its answers is good: they do not stop.
 # Preference accuracy cannot see this fault.
 #
 # In a model like Llama 3 8B this costs next to nothing: three rows in two matrices.
@@ -506,7 +510,6 @@ for kind in (torch.float32, torch.float16, torch.bfloat16):
     moves = [f"{a:.6f} -> {b:.6f}" for a, b in zip(old, old - 8e-5, strict=True)]
     print(f"{str(kind):15s}", "   ".join(moves))
 
-
 # %% [markdown]
 # In bfloat16 the step on the larger weight is rounded away.
 # So which precision does TRL train in, with a 4-bit base and `bf16=True`?
@@ -523,27 +526,29 @@ for name, mend in {"as TRL leaves it": False, "mended": True}.items():
     start = rows.detach().clone()
     trainer.train()
     stuck[name] = (rows == start).float().mean().item()
-    others = {str(p.dtype) for n, p in trained_now.items() if "lora_" in n}
-    print(f"{name:17s} LoRA {others}, rows of the head {rows.dtype}: "
-          f"{stuck[name]:.0%} of {rows.numel()} numbers never moved")
+    lora_dtype = next(p.dtype for n, p in trained_now.items() if "lora_" in n)
+    print(f"{name}: LoRA {lora_dtype}, rows of the head {rows.dtype}, "
+          f"{stuck[name]:.0%} of their {rows.numel()} numbers never moved")
 
 # %% [markdown]
 # TRL 1.16 casts the embeddings and the head of a 4-bit model to bfloat16, and the trained rows with them.
 # The harm depends on the rows' size: the lab's head rows are long, Llama 3's are reported to be near zero, where bfloat16 is finer.
-# `models.keep_trained_in_fp32(trainer.model)`, called before `train()`, costs nothing and settles it.
+# `models.keep_trained_in_fp32(trainer.model)`, called before `train()`, costs next to nothing and settles it.
 #
 # ## Recap
 
 # %%
 low, high = min(lost["NF4"]), max(lost["NF4"])
 mean = sum(lost["NF4"]) / n
+d, p = damage["NF4"].difference, damage["NF4"].p_value
+changed = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {p:.2g}"
 found = [
-    ("NF4", "relative error (range over matrices)", f"{mean:.3f} ({low:.3f}–{high:.3f})", n),
-    ("NF4", "change of preference accuracy", str(damage["NF4"]), len(held_out)),
-    ("QLoRA at 8B", "weights, gradients, AdamW", f"{sums['QLoRA']:.2f} GiB, computed", 1),
+    ("NF4", "relative error (range)", f"{mean:.3f} ({low:.3f}–{high:.3f})", n),
+    ("NF4", "change of preference accuracy", changed, len(held_out)),
+    ("QLoRA at 8B", "weights, training state", f"{sums['QLoRA']:.2f} GiB, computed", 1),
 ]
 for name, (end, _, _) in list(p_end.items())[1:]:
-    found.append((f"token rows: {name}", "P(end)", evaluation.estimate(end), len(end)))
+    found.append((f"token rows: {name}", "P(end)", f"{end.mean():.4f}", len(end)))
 for name, value in stuck.items():
     found.append((f"bf16 rows, {name}", "never moved", f"{value:.0%}", rows.numel()))
 recap = pd.DataFrame(found, columns=["method", "metric", "result", "n"])
@@ -554,8 +559,8 @@ with_rows = p_end["dict: embeddings and head"][0].mean()
 without = p_end["none"][0].mean()
 print(
     f"Finding: QLoRA takes Llama 3 8B's weights and training state from "
-    f"{sums['full, 16 bit']:.0f} to {sums['QLoRA']:.1f} GiB (computed); without trained "
-    f"token rows P(end of turn) stays at {without:.4f}, with them it is {with_rows:.2f}"
+    f"{sums['full, 16 bit']:.0f} to {sums['QLoRA']:.1f} GiB (computed); on the lab "
+    f"P(end of turn) is {with_rows:.2f} with trained token rows, {without:.4f} without"
 )
 
 # %% [markdown]

@@ -1,68 +1,21 @@
-"""The CPU lab: the base model that ships with the course, and its recorded findings.
+"""The runs of the lab's sweep, with TRL's own trainers and the lab's settings.
 
-Knows: the lab's base model, TRL's trainers with the lab's settings, the sweep. Does not
-know: how the base was pretrained (`pretrain`), what the world is (`world`).
-
-    python -m course_utils.lab
-
-repeats the sweep behind every recorded lab figure: minutes on a GPU, hours on two
-cores.
+Knows: one run from base to measurement, and which runs there are. Does not know: where
+results are kept (`findings`).
 """
 
-import argparse
-import json
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from . import chat, evaluation, mixing, models, records
-
-BASE_MODEL = Path(__file__).parent / "base_model"
-MAX_LENGTH = 256
-BATCH = 8
-# The lab's base knows ChatML from its corpus. The turn's last line break comes with the
-# next turn, so that an answer ends with its end token and with nothing after it.
-CHATML_TEMPLATE = (
-    "{{- bos_token -}}"
-    "{%- for message in messages -%}"
-    "{%- if not loop.first -%}{{ '\n' }}{%- endif -%}"
-    "{{- '<|im_start|>' + message['role'] + '\n' -}}"
-    "{{- message['content'] + '<|im_end|>' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '\n<|im_start|>assistant\n' }}{%- endif -%}"
-)
-
-
-def use_chatml(tokenizer):
-    """Give the lab's tokenizer the one chat format that its base has read."""
-    tokenizer.chat_template = CHATML_TEMPLATE
-    tokenizer.eos_token = "<|im_end|>"
-    tokenizer.pad_token = "<|reserved_special_token_0|>"
-
-
-def load_base(path=BASE_MODEL, device="cpu"):
-    """The lab's base in float32 and its tokenizer with ChatML.
-
-    Raises: FileNotFoundError if the checkpoint is missing.
-    """
-    if not (Path(path) / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{path} holds no model.safetensors. Restore it with git, or pretrain it "
-            "with `python -m course_utils.pretrain course_utils/base_model`."
-        )
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    use_chatml(tokenizer)
-    return model, tokenizer
+from course_utils import chat, evaluation, mixing, models
+from course_utils.lab.base import BASE_MODEL, BATCH, MAX_LENGTH, load_base
 
 
 def trainer_arguments(learning_rate, steps, seed, output_dir):
@@ -273,103 +226,3 @@ def jobs(seeds, folder, base=BASE_MODEL):
                 }
             )
     return first, second
-
-
-def recorded(name):
-    """The recorded runs of one name, one a seed. Raises: KeyError listing the names."""
-    runs = records.load("lab_findings")["runs"]
-    found = [run for run in runs if run["name"] == name]
-    if not found:
-        raise KeyError(f"{name!r}; there are {sorted({run['name'] for run in runs})}")
-    return found
-
-
-def over_seeds(runs, bits):
-    """Mean of a yes/no measurement over seeds, with its interval over prompts.
-
-    runs: records of one setting, one a seed. bits: function from a run to its string of
-    0 and 1, one a prompt. The interval is a bootstrap over prompts of each prompt's
-    mean over seeds, so it says how sure we are for other prompts of this kind.
-    Returns: (Estimate, (lowest seed, highest seed)).
-    """
-    table = np.array([[int(bit) for bit in bits(run)] for run in runs], dtype=float)
-    seeds = table.mean(1)
-    if table.min() == table.max():  # nothing to resample: as sure as one seed can be
-        value = evaluation.estimate(table[0] == 1)
-    else:
-        value = evaluation.estimate(table.mean(0))
-    return value, (float(seeds.min()), float(seeds.max()))
-
-
-def summary(names):
-    """The recorded findings as a table: one row a setting.
-
-    Intervals: 95 % over prompts; in brackets behind them the range over seeds.
-    """
-
-    def cell(runs, bits):
-        value, (low, high) = over_seeds(runs, bits)
-        return f"{value} ({low:.2f}–{high:.2f})" if len(runs) > 1 else str(value)
-
-    rows = []
-    for name in names:
-        runs = recorded(name)
-        rows.append(
-            {
-                "method": name,
-                "seeds": len(runs),
-                "n": runs[0]["n"],
-                "log-prob chosen": f"{np.mean([r['chosen'] for r in runs]):.3f}",
-                "log-prob rejected": f"{np.mean([r['rejected'] for r in runs]):.3f}",
-                "preference accuracy": cell(runs, lambda r: r["preferred"]),
-                "good, sampled": cell(runs, lambda r: r["sampled"]["good_bits"]),
-                "good, greedy": cell(runs, lambda r: r["greedy"]["good_bits"]),
-            }
-        )
-    return pd.DataFrame(rows).set_index("method")
-
-
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--base", type=Path, default=BASE_MODEL)
-    parser.add_argument("--only", default="", help="runs whose name contains this")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(__file__).parent / "recorded" / "lab_findings.json",
-    )
-    options = parser.parse_args(arguments)
-    start = time.perf_counter()
-    runs = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        multiprocessing.get_context("spawn").Pool(
-            options.processes, maxtasksperchild=4
-        ) as pool,
-    ):
-        for stage in jobs(options.seeds, folder, options.base):
-            stage = [job for job in stage if options.only in job["name"]]
-            for done in pool.imap_unordered(run, stage):
-                runs.append(done)
-                print(
-                    f"{done['name']}, seed {done['seed']}: accuracy "
-                    f"{done['accuracy']:.2f}, good sampled "
-                    f"{done['sampled']['good']:.2f}, greedy "
-                    f"{done['greedy']['good']:.2f}, {done['minutes']} min",
-                    flush=True,
-                )
-    command = "python -m course_utils.lab" + (
-        f' --only "{options.only}"' * bool(options.only)
-    )
-    record = records.describe_run(command, start)
-    record["base"] = options.base.name
-    record["runs"] = sorted(runs, key=lambda r: (r["name"], r["seed"]))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(f"wrote {options.out.name} in {record['minutes']} minutes")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,41 @@
+"""The CPU lab: the base model that ships with the course, and its recorded findings.
+
+Knows: the lab's base model, TRL's trainers with the lab's settings, the sweep. Does not
+know: how the base was pretrained (`pretrain`), what the world is (`world`).
+"""
+
+from course_utils.lab.base import (
+    BASE_MODEL,
+    BATCH,
+    CHATML_TEMPLATE,
+    MAX_LENGTH,
+    load_base,
+    use_chatml,
+)
+from course_utils.lab.findings import over_seeds, recorded, summary
+from course_utils.lab.runs import (
+    count_prompt_twice,
+    jobs,
+    make_trainer,
+    measure,
+    run,
+    trainer_arguments,
+)
+
+__all__ = [
+    "BASE_MODEL",
+    "BATCH",
+    "CHATML_TEMPLATE",
+    "MAX_LENGTH",
+    "count_prompt_twice",
+    "jobs",
+    "load_base",
+    "make_trainer",
+    "measure",
+    "over_seeds",
+    "recorded",
+    "run",
+    "summary",
+    "trainer_arguments",
+    "use_chatml",
+]
