@@ -83,22 +83,26 @@ class LiveCurves:
 
 
 def stacked_gib(ax, bills, title, limit=None):
-    """Horizontal stacked bars of memory.
+    """Horizontal stacked bars of memory, each with its total.
 
-    bills: {name: {part: GiB}}, all with the same parts. limit: (GiB, label) of a card.
+    bills: {name: {part: GiB}}, all with the same parts, at most five. limit: (GiB,
+    label) of a card. Raises: ValueError for more parts.
     """
     parts = list(next(iter(bills.values())))
-    greys = ["#333333", "#6b6b6b", "#0072b2", "#56b4e9", "#bfe3f7"]
+    # Greys for what is frozen, blues for what training adds.
+    colours = ["#333333", "#7f7f7f", "#0072b2", "#56b4e9", "#bfe3f7"]
+    if len(parts) > len(colours):
+        raise ValueError(f"{len(parts)} parts, and colours for {len(colours)} only.")
     left = [0.0] * len(bills)
-    for part, colour in zip(parts, greys, strict=True):
+    for part, colour in zip(parts, colours, strict=False):
         widths = [bill[part] for bill in bills.values()]
         ax.barh(range(len(bills)), widths, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     for row, total in enumerate(left):
-        white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
         ax.text(total + 0.5, row, f"{total:.1f}", va="center", fontsize=9, bbox=white)
     if limit:
-        ax.axvline(limit[0], color=COLOURS["rejected"], ls="--", lw=1, label=limit[1])
+        ax.axvline(limit[0], color="black", ls="--", lw=1, label=limit[1], zorder=0)
     ax.set_yticks(range(len(bills)), list(bills))
     ax.invert_yaxis()
     ax.legend(frameon=False, fontsize=8)

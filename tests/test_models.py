@@ -3,9 +3,11 @@ from dataclasses import replace
 import httpx
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from peft import LoraConfig, get_peft_model
 from tiny_llama import tiny_model, tiny_tokenizer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import models, profiles
 
@@ -135,6 +137,93 @@ def test_neither_reachable_says_why_and_what_to_do(hub):
         models.reachable_source(L4)
     assert isinstance(error.value.__cause__.__cause__, GatedRepoError)
     assert "COURSE_BASE_MODEL" in str(error.value) and "More" not in str(error.value)
+
+
+# ---- what is trained ----
+
+TOKENS = [4, 5, 7]
+
+
+def qlora_trainer(checkpoint, folder, learning_rate=8e-5):
+    """TRL's trainer in bf16 on an NF4 base, with trained token rows in both tables."""
+    model, tokenizer = models.load_base(profile("l4", checkpoint))
+    tokenizer.pad_token = "<|reserved_special_token_0|>"
+    row = {"prompt": "What is 47 + 38?", "chosen": " 85", "rejected": " 75"}
+    return ORPOTrainer(
+        model=model,
+        args=ORPOConfig(
+            output_dir=str(folder),
+            max_steps=2,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=2,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            gradient_checkpointing=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([row] * 4),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=4,
+            target_modules=models.LINEAR_LAYERS,
+            trainable_token_indices={"embed_tokens": TOKENS, "lm_head": TOKENS},
+        ),
+    )
+
+
+def trained(model):
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_trained_token_rows_are_brought_back_to_float32(checkpoint, tmp_path):
+    model = qlora_trainer(checkpoint, tmp_path).model
+    rows = {n for n, p in trained(model).items() if p.dtype == torch.bfloat16}
+    # Should TRL mend this one day, the function and its mention in 03 can go.
+    assert rows == {n for n in trained(model) if "trainable_tokens" in n} != set()
+    values = {n: p.detach().clone() for n, p in trained(model).items()}
+    assert set(models.keep_trained_in_fp32(model)) == rows
+    for name, parameter in trained(model).items():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, values[name].float())
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    assert any(p.dtype == torch.bfloat16 for p in frozen)
+    assert models.keep_trained_in_fp32(model) == []
+
+
+def test_small_steps_reach_rows_in_float32_only(checkpoint, tmp_path):
+    shares = {}
+    for mend in (False, True):
+        trainer = qlora_trainer(checkpoint, tmp_path, learning_rate=1e-6)
+        # As large as a head row that pretraining pushed down.
+        rows = next(p for n, p in trained(trainer.model).items() if "lm_head" in n)
+        rows.data.fill_(0.18)
+        if mend:
+            models.keep_trained_in_fp32(trainer.model)
+        start = rows.detach().clone()
+        trainer.train()
+        shares[mend] = (rows != start).float().mean().item()
+    assert shares[False] == 0 and shares[True] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("indices", "matrices"),
+    [
+        (TOKENS, {"embed_tokens"}),
+        ({"embed_tokens": TOKENS, "lm_head": TOKENS}, {"embed_tokens", "lm_head"}),
+    ],
+    ids=["list", "dict"],
+)
+def test_a_list_of_tokens_leaves_an_untied_head_untrained(indices, matrices):
+    lora = LoraConfig(
+        target_modules=models.LINEAR_LAYERS, trainable_token_indices=indices
+    )
+    names = [n for n in trained(get_peft_model(tiny_model(100), lora)) if "tokens" in n]
+    found = {
+        m for m in ("embed_tokens", "lm_head") if any(f".{m}." in n for n in names)
+    }
+    assert found == matrices
 
 
 # ---- counting ----

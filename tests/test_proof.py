@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_llama import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from course_utils import chat, models, proof
 
@@ -25,7 +26,7 @@ def tokenizer():
 
 
 def base(tokenizer):
-    return tiny_model(len(tokenizer), hidden_size=32, seed=3)
+    return tiny_model(len(tokenizer), hidden_size=128, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,36 @@ def test_an_adapter_saved_without_its_token_rows(trained, adapter, tokenizer, tm
     (broken / "adapter_config.json").write_text(json.dumps(config))
     found = prove(trained, merge(tokenizer, broken), tokenizer)
     assert found.failures[0].startswith("KL is ")
-    assert found.ended < found.ended_trained
+    assert "greedy answers agree" in found.failures[1]
+
+
+def test_an_nf4_trained_adapter_belongs_on_the_dequantised_base(
+    adapter, tokenizer, tmp_path
+):
+    base(tokenizer).save_pretrained(tmp_path)
+
+    def nf4():
+        return AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=models.nf4_config(torch.float32)
+        )
+
+    evaluated = PeftModel.from_pretrained(nf4(), adapter).eval()
+    found = {
+        name: prove(
+            evaluated,
+            PeftModel.from_pretrained(start, adapter).merge_and_unload(),
+            tokenizer,
+        )
+        for name, start in {
+            "dequantised": nf4().dequantize(),
+            "full precision": base(tokenizer),
+            "nf4": nf4(),
+        }.items()
+    }
+    kl = {name: one.kl for name, one in found.items()}
+    assert 10 * kl["dequantised"] < kl["full precision"] < kl["nf4"]
+    assert "a quantization config is left" in found["nf4"].failures
+    assert found["dequantised"].no_quantization_config
 
 
 def test_the_base_without_its_adapter(trained, tokenizer):

@@ -10,7 +10,8 @@ from course_utils.checks.mechanism import exercise, expect, returned
 _ROWS = pd.DataFrame(
     {
         "status": [
-            "unchanged", "tie", "swapped", "unchanged", "unchanged", "swapped", "swapped"
+            "unchanged", "tie", "swapped", "unchanged", "unchanged", "swapped",
+            "swapped",
         ],
         "chosen_score": [9.0, 10.0, 8.0, 7.0, 10.0, 9.0, None],
         "in_gsm8k_train": [False, False, False, False, True, False, False],
@@ -44,7 +45,8 @@ def my_rule(attempt):
         why = "the rule does not run; names of columns stand bare, words in quotes"
         expect(False, f"{why}: {error}", attempt, "columns: " + ", ".join(_ROWS))
     why = "a rule says yes or no of every row"
-    expect(getattr(mask, "dtype", None) == bool, why, mask, "a column of bool")
+    is_mask = isinstance(mask, pd.Series) and pd.api.types.is_bool_dtype(mask)
+    expect(is_mask, why, mask, "a column of bool")
     got, expected = mask.tolist(), [True, False, True, False, False, True, False]
     why = "ties are kept: two equal ratings say nothing about which answer is better"
     expect(not got[1], why, got, expected)

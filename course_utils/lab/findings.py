@@ -1,6 +1,9 @@
 """The lab's recorded findings: read, averaged over seeds, with intervals.
 
 Knows: the record `lab_findings`. Does not know: how a run is made (`runs`).
+
+The sweep was recorded before the mix left pairs out that a test asks: 19 of the 420
+held-out prompts were also trained on. Without these no share moves by 0.02 (tested).
 """
 
 import numpy as np

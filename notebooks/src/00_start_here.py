@@ -28,9 +28,9 @@ if not profile.needs_hub:
 quiet.hide_library_chatter()
 import os
 from importlib.metadata import version
-from pathlib import Path
 
 import pandas as pd
+
 from course_utils import preflight
 
 SEED = 0
@@ -62,6 +62,8 @@ def pretended_version(name):
 
 
 misspelt = {**os.environ, "COURSE_PROFILE": "l5"}
+
+# %%
 message = ""
 try:
     preflight.check(environ=misspelt, installed_version=pretended_version)
@@ -80,7 +82,7 @@ print(message)
 # %%
 shown = ["note", "dtype", "nf4", "learning_rate", "beta", "max_length", "train_pairs"]
 table = pd.DataFrame(
-    {name: {"model": Path(p.base_model).name} | {key: getattr(p, key) for key in shown}
+    {name: {"model": os.path.basename(p.base_model)} | {k: getattr(p, k) for k in shown}
      for name, p in profiles.all_profiles().items()}
 )  # fmt: skip
 table.loc["this machine"] = ["←" if name == profile.name else "" for name in table]
@@ -136,6 +138,8 @@ if profile.base_model == str(profiles.lab_model_folder()):
     lab.use_chatml(tokenizer)  # the one format that the lab's base has read
 else:
     chat.use_llama3_chat(tokenizer)
+
+# %%
 mix = mixing.build(profile.data)
 pair = mix.train[SEED]
 for part in ("prompt", "chosen", "rejected"):
@@ -176,6 +180,8 @@ for side in ("chosen", "rejected"):
         logps[side] = orpo.mean_logps(model(ids).logits, labels)
     odds = orpo.log_odds(logps[side]).exp()
     print(f"{side:9s} log P {logps[side].item():+.3f}  odds {odds.item():.3f}")
+
+# %%
 term = orpo.odds_ratio_loss(logps["chosen"], logps["rejected"])
 equal = orpo.odds_ratio_loss(logps["chosen"], logps["chosen"])
 print(f"odds-ratio term {term.item():.3f}; at equality {equal.item():.3f}")

@@ -53,6 +53,8 @@ llama3_8b = LlamaConfig(
 )  # fmt: skip
 with torch.device("meta"):
     shape = AutoModelForCausalLM.from_config(llama3_8b)
+
+# %%
 sizes = {name: p.numel() for name, p in shape.named_parameters()}
 total = sum(sizes.values())
 linear = sum(count for name, count in sizes.items() if "_proj" in name)
@@ -95,6 +97,8 @@ adapter = LoraConfig(
     r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
     target_modules=models.LINEAR_LAYERS,  # all seven projections
 )  # fmt: skip
+
+# %%
 small, tokenizer = lab.load_base()
 ids = tokenizer("The river of the town is", return_tensors="pt")["input_ids"]
 before = small(ids).logits
@@ -189,11 +193,13 @@ codes = {
 }
 
 
+# %%
 def error(weights, code):
     restored = dequantise(*quantise(weights, code), code, weights.shape)
     return ((restored - weights).norm() / weights.norm()).item()
 
 
+# %%
 small, _ = lab.load_base()
 real = [p.detach() for name, p in small.named_parameters() if "_proj" in name]
 lost = {name: [error(p, c) for p in real] for name, c in codes.items()}
@@ -205,16 +211,27 @@ n = len(real)
 title = f"NF4 loses least on normal weights (line), and on most of {n} real ones"
 plots.spread(ax, lost, normal, title, "relative error")
 plt.show()
+
+# %% [markdown]
+# *Figure: relative error of three 4-bit codes on the lab model's projection matrices (dots) and on normal weights (lines); NF4 is lowest, equal steps next, FP4 highest.*
+
+# %%
+import numpy as np
+from scipy.stats import kurtosis
+
 beaten = {name: sum(a < b for a, b in zip(lost["NF4"], lost[name], strict=True))
           for name in list(codes)[1:]}  # fmt: skip
 for name, values in lost.items():
     won = f"; NF4 loses less on {beaten[name]} of {n}" if name in beaten else ""
     print(f"{name:11s} mean {sum(values) / n:.3f} over {n} matrices{won}")
+tails = [kurtosis(matrix.flatten()) for matrix in real]
+worst = lost["NF4"].index(max(lost["NF4"]))
+print(f"excess kurtosis (normal: 0): median matrix {np.median(tails):.1f}, "
+      f"the one where NF4 loses most {tails[worst]:.1f}")
 
 # %% [markdown]
-# *Figure: relative error of three 4-bit codes on the lab model's projection matrices (dots) and on normal weights (lines); NF4 is lowest, equal steps next, FP4 highest.*
-#
 # About 9 % is lost, and the order of the three is that of the normal weights.
+# The dots far above the lines are matrices with heavier tails: one large weight makes its whole block coarse.
 #
 # **Predict.** NF4's values are quantiles, so that each is used equally often, one time in 16 (0.0625). Are they?
 
@@ -264,6 +281,7 @@ def bill(bits, adapter_weights=0, gradients=0, means=0):
     return {part: size / GIB for part, size in parts.items()}
 
 
+# %%
 lora = (trained * 4, trained * 4, trained * 8)
 bills = {
     "full, 16 bit": bill(16, gradients=total * 2, means=total * 8),
@@ -277,14 +295,17 @@ fig, ax = plt.subplots(figsize=(7, 2.6), dpi=90)
 plots.stacked_gib(ax, bills, "QLoRA: Llama 3 8B and all it trains in 6 GiB (computed)",
                   limit=(22.5e9 / GIB, "L4, 22.5 GB"))
 plt.show()
+
+# %% [markdown]
+# *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's means; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
+
+# %%
 for part, size in bills["QLoRA"].items():
     print(f"QLoRA, {part:23s} {size:5.2f} GiB")
 logits = 4 * 1024 * llama3_8b.vocab_size * 4
 print(f"on top, fp32 logits of 2 pairs of 1,024 tokens: {logits / GIB:.2f} GiB")
 
 # %% [markdown]
-# *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's means; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
-#
 # The bars hold weights, gradients and optimizer.
 # Activations and logits come on top and grow with batch and length; the last printed line gives one of them.
 # What a whole step takes has to be measured on a GPU; this notebook does not.
@@ -305,6 +326,12 @@ dtype = models.compute_dtype(profile)
 attention, why = models.probe_attention()
 
 
+# %% [markdown]
+# `load_in_4bit` quantises matrix by matrix while the weights are read.
+# `bnb_4bit_quant_type` is the code of section 3, and `bnb_4bit_use_double_quant` is section 4.
+# Nothing is computed in 4 bits: each weight is unpacked to `bnb_4bit_compute_dtype`, multiplied, and forgotten.
+
+# %%
 def load(quant_type=None):
     gc.collect()
     torch.cuda.empty_cache()  # does nothing without a GPU
@@ -312,7 +339,7 @@ def load(quant_type=None):
         load_in_4bit=True,
         bnb_4bit_quant_type=quant_type or "nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,  # each block is unpacked to this, then multiplied
+        bnb_4bit_compute_dtype=dtype,
     )
     return AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, attn_implementation=attention, use_safetensors=True,
@@ -326,6 +353,8 @@ is_lab = profile.base_model == str(profiles.lab_model_folder())
 tokenizer = AutoTokenizer.from_pretrained(source)
 (lab.use_chatml if is_lab else chat.use_llama3_chat)(tokenizer)
 held_out = list(mixing.build(profile.data).evaluation)
+
+# %%
 scores, megabytes = {}, {}
 for name, quant_type in {"FP4": "fp4", profile.dtype: None, "NF4": "nf4"}.items():
     model = None  # lets go of the last one first
@@ -394,6 +423,7 @@ choices = {
 }
 
 
+# %%
 @torch.no_grad()
 def after_the_answer(model, pairs):
     """(3, N): P(end token), P(all its twins), is it the likeliest; after each answer"""
@@ -417,6 +447,10 @@ train_pairs = lab_mix.train.select(range(STEPS * BATCH)).remove_columns("source"
 lab_held_out = list(lab_mix.evaluation)[:105]
 
 
+# %% [markdown]
+# The learning rate suits a model of 3.5 million weights; 8B wants one far lower.
+
+# %%
 def qlora_trainer(token_ids, learning_rate=3e-3, steps=STEPS, dtype=torch.float32):
     transformers.set_seed(SEED)
     trainer = ORPOTrainer(
@@ -446,6 +480,8 @@ for name, token_ids in choices.items():
     trainer = qlora_trainer(token_ids)
     trainer.train()
     p_end[name] = after_the_answer(trainer.model, lab_held_out)
+
+# %%
 ceiling = 1 / twins.sum()
 print(f"ceiling 1/{twins.sum()} = {ceiling:.4f}; n = {len(lab_held_out)}, seed {SEED}")
 for name, (end, all_twins, likeliest) in p_end.items():
@@ -508,11 +544,12 @@ print(f"here  {profile.dtype:9s} {attention}: {why}")
 for kind in (torch.float32, torch.float16, torch.bfloat16):
     old = torch.tensor([0.18, 0.002], dtype=kind)
     moves = [f"{a:.6f} -> {b:.6f}" for a, b in zip(old, old - 8e-5, strict=True)]
-    print(f"{str(kind):15s}", "   ".join(moves))
+    print(f"{kind!s:15s}", "   ".join(moves))
 
 # %% [markdown]
-# In bfloat16 the step on the larger weight is rounded away.
+# In bfloat16 the step on the larger weight is rounded away: it keeps 8 binary digits, and the step is smaller than the last.
 # So which precision does TRL train in, with a 4-bit base and `bf16=True`?
+# Two short runs at a learning rate for 8B count the numbers that never moved.
 
 # %%
 stuck = {}
@@ -540,8 +577,8 @@ for name, mend in {"as TRL leaves it": False, "mended": True}.items():
 # %%
 low, high = min(lost["NF4"]), max(lost["NF4"])
 mean = sum(lost["NF4"]) / n
-d, p = damage["NF4"].difference, damage["NF4"].p_value
-changed = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {p:.2g}"
+d, p_value = damage["NF4"].difference, damage["NF4"].p_value
+changed = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {p_value:.2g}"
 found = [
     ("NF4", "relative error (range)", f"{mean:.3f} ({low:.3f}–{high:.3f})", n),
     ("NF4", "change of preference accuracy", changed, len(held_out)),
