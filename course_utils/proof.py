@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# 16-bit rounding moves a model by a KL of about 1e-5 nats a token, and a merge into
-# another base by 1e-4 or more (notebook 06 measures both): the limit lies between.
-MAX_KL = 5e-5
-MIN_AGREEMENT = 0.95
+# 1e-4 nats a token change the log-prob of an answer of 100 tokens by about 0.01 nats.
+# Rounding stays below it and a merge into another base does not (notebook 06).
+MAX_KL = 1e-4
+MIN_AGREEMENT = 0.9  # a single near-tie turns the rest of a greedy answer
 BATCH = 32
 
 
@@ -58,9 +58,14 @@ class Proof:
         return not self.failures
 
     def __str__(self):
-        rows = [f"{name:23s} {value}" for name, value in asdict(self).items()]
-        verdict = "PASSED" if self.passed else "REFUSED"
-        return "\n".join([*rows[:-1], *(f"- {f}" for f in self.failures), verdict])
+        measured = {k: v for k, v in asdict(self).items() if k != "failures"}
+        lines = [
+            f"{name:23s} {value:.3g}" if isinstance(value, float) else
+            f"{name:23s} {'not asked' if value is None else value}"
+            for name, value in measured.items()
+        ]  # fmt: skip
+        lines += [f"- {failure}" for failure in self.failures]
+        return "\n".join([*lines, "PASSED" if self.passed else "REFUSED"])
 
 
 def prove_equal(

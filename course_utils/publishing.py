@@ -14,9 +14,11 @@ from pathlib import Path
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
-from course_utils.proof import Proof, prove_equal
+from course_utils.profiles import is_hub_id
+from course_utils.proof import MAX_KL, Proof, prove_equal
 
 __all__ = [
+    "MAX_KL",
     "Proof",
     "Upload",
     "card",
@@ -58,7 +60,7 @@ def check_name(name, base_model):
     if is_llama3(base_model) and not re.match(r"Llama[-_]?3(?!\d)", model):
         raise ValueError(
             f"{model!r} is made from {base_model}, whose licence asks that the name of "
-            f'a distributed derivative begins with "Llama 3": Llama-3-{model}?'
+            'a distributed derivative begins with "Llama 3", as Llama-3-8B-ORPO does.'
         )
     return name
 
@@ -90,7 +92,8 @@ def card(results):
         if row["model"] == "merged"
     ]
     data = ModelCardData(
-        base_model=results["base_model"],
+        # The hub accepts ids of its own here; the text names any base.
+        base_model=results["base_model"] if is_hub_id(results["base_model"]) else None,
         license=results["license"],
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -105,6 +108,7 @@ def card(results):
         f"---\n{data.to_yaml()}\n---",
         f"# {model}",
         BANNER if is_llama3(results["base_model"]) else "",
+        f"Fine-tuned with ORPO from: {results['base_model']}.",
         f"## Data\n\n{results['data']['description']}\n\n{_table(sources)}",
         f"## Settings\n\n{_table(settings)}",
         "## Evaluation\n\n`low` and `high` bound the 95 % interval over n held-out "
@@ -123,6 +127,8 @@ def _table(rows):
     """Rows of dicts as a markdown table; floats with four digits."""
 
     def shown(value):
+        if value is None or value in ((), []):
+            return "none"
         value = f"{value:.4g}" if isinstance(value, float) else str(value)
         return value.replace("|", "\\|")
 
@@ -155,7 +161,7 @@ class Upload:
         verb = "sent to" if self.sent else "dry run, would be sent to"
         lines = [f"{verb} {self.repo_id} (private):"]
         lines += [
-            f"  {size / 1e6:9.3f} MB  {name}" for name, size in self.files.items()
+            f"  {size / 1e3:10,.1f} kB  {name}" for name, size in self.files.items()
         ]
         lines += [f"  stays here     {name}" for name in self.left]
         return "\n".join(lines)

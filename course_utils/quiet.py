@@ -13,6 +13,8 @@ _WARNINGS = (
     "IProgress not found",
     # transformers renames the option; TRL 1.16 still sets it under the old name.
     r".*gradient_checkpointing\w*` is deprecated",
+    # True, and the reason why the course pins TRL exactly.
+    "You are importing from 'trl.experimental'",
 )
 _LOGGERS = {
     # Says that the optional package `kernels` is missing. It would call the hub.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 
-from course_utils import mixing, sources, world
+from course_utils import checks, mixing, sources, world
 from course_utils.world import tasks
 
 CARDS = sources.cards()
@@ -107,6 +107,17 @@ def test_without_the_flag_s_rule_problems_of_the_tests_would_be_trained_on(mix):
 def numbers(task):
     fields = ("x", "y", "boxes", "each", "found", "lost")
     return tuple(getattr(task, f) for f in fields if hasattr(task, f))
+
+
+def test_exercise_2_1_s_rule_leaves_neither_ties_nor_flagged_rows():
+    rule = checks.EXERCISES["2.1"].answer
+    rows = sources.load_rows(CARDS["intel-orca"])
+    pairs, dropped = sources.to_pairs(replace(CARDS["intel-orca"], keep=rule), rows)
+    frame = rows.to_pandas().query(rule)
+    assert not frame["in_gsm8k_train"].any() and "tie" not in set(frame["status"])
+    assert frame["chosen_score"].min() == 8
+    same = (frame["chosen"] == frame["rejected"]).sum()
+    assert len(pairs) == len(frame) - same and dropped["rule"] > 0
 
 
 def test_training_towns_are_never_tested(mix):

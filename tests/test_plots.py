@@ -1,7 +1,11 @@
+"""Figures: what is drawn is what was given, in the colours that mean it."""
+
 import matplotlib
 import pytest
+from matplotlib.colors import to_hex
 
 from course_utils import plots
+from course_utils.evaluation import Estimate
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -12,6 +16,107 @@ def ax():
     figure, ax = plt.subplots()
     yield ax
     plt.close(figure)
+
+
+def history(shift=0.0):
+    return [
+        {"step": s, "chosen": -0.4 + s / 100 + shift, "rejected": -0.5 - s / 100,
+         "margin": 0.1, "accuracy": 0.5}
+        for s in (0, 5, 10)
+    ]  # fmt: skip
+
+
+def lines(ax):
+    return {line.get_label(): line for line in ax.get_lines()}
+
+
+def test_curves_are_the_means_over_seeds_with_a_band(ax):
+    histories = [history(), history(0.2)]
+    assert plots.preference_curves(ax, histories, "ORPO separates") is ax
+    chosen, rejected = lines(ax)["chosen"], lines(ax)["rejected"]
+    assert list(chosen.get_xdata()) == [0, 5, 10]
+    assert list(chosen.get_ydata()) == pytest.approx([-0.3, -0.25, -0.2])
+    assert (chosen.get_color(), chosen.get_linestyle()) == ("#0072b2", "-")
+    assert (rejected.get_color(), rejected.get_linestyle()) == ("#d55e00", "--")
+    bands = [band.get_paths()[0].vertices for band in ax.collections]
+    assert len(bands) == 2
+    assert (bands[0][:, 1].min(), bands[0][:, 1].max()) == pytest.approx((-0.4, -0.1))
+    assert ax.get_title() == "ORPO separates"
+    assert "nats" in ax.get_ylabel() and ax.get_xlabel() == "optimizer step"
+
+
+def test_one_seed_has_no_band(ax):
+    plots.preference_curves(ax, [history()], "one seed")
+    assert len(ax.collections) == 0 and len(ax.get_lines()) == 2
+
+
+def test_seeds_of_unlike_lengths_are_refused(ax):
+    with pytest.raises(ValueError):
+        plots.preference_curves(ax, [history(), history()[:2]], "x")
+
+
+def test_estimates_are_points_with_their_intervals(ax):
+    values = [Estimate(0.5, 0.4, 0.6, 20), Estimate(0.9, 0.8, 0.95, 20)]
+    colours = {"SFT": plots.COLOURS["SFT"]}
+    out = plots.estimates(ax, ["SFT", "ORPO"], values, "t", "share good", colours)
+    assert out is ax
+    drawn = [list(line.get_xdata()) for line in ax.get_lines()]
+    assert drawn == [[0.4, 0.6], [0.5], [0.8, 0.95], [0.9]]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["SFT", "ORPO"]
+    assert to_hex(ax.get_lines()[0].get_color()) == plots.COLOURS["SFT"]
+    assert ax.yaxis_inverted()  # the first name on top
+    assert ax.get_xlabel() == "share good"
+
+
+REPORT = [
+    {"source": "prm", "rows": 10, "kept": 10},
+    {"source": "orca", "rows": 20, "kept": 8, "rule": 9, "asked in the tests": 3},
+]
+
+
+def test_what_remains_and_why_the_rest_is_gone_fill_every_bar(ax):
+    assert plots.rows_and_reasons(ax, REPORT, "t") is ax
+    labels = [bars.get_label() for bars in ax.containers]
+    assert labels == ["kept", "rule", "asked in the tests"]
+    widths = [bar.get_width() for bars in ax.containers for bar in bars]
+    assert widths == pytest.approx([1.0, 0.4, 0, 0.45, 0, 0.15])
+    assert [bars[1].get_x() for bars in ax.containers] == pytest.approx([0, 0.4, 0.85])
+    assert [text.get_text() for text in ax.texts] == ["10 of 10", "8 of 20"]
+    looks = {(bars[0].get_facecolor(), bars[0].get_hatch()) for bars in ax.containers}
+    assert len(looks) == 3
+
+
+def test_chosen_and_rejected_stand_side_by_side(ax):
+    value, other = Estimate(0.7, 0.6, 0.8, 20), Estimate(0.9, 0.85, 0.95, 20)
+    groups = {"prm (20)": {"chosen": value, "rejected": other}}
+    assert plots.chosen_against_rejected(ax, groups, "t", "share") is ax
+    interval, chosen, _, rejected = ax.get_lines()
+    assert list(interval.get_xdata()) == [0.6, 0.8]
+    assert (chosen.get_label(), chosen.get_color()) == ("chosen", "#0072b2")
+    assert (rejected.get_label(), rejected.get_color()) == ("rejected", "#d55e00")
+    assert chosen.get_marker() != rejected.get_marker()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["prm (20)"]
+
+
+def test_two_histograms_count_both_sides(ax):
+    values = {"chosen": [1, 1, 2], "rejected": [2, 2, 2]}
+    assert plots.two_histograms(ax, values, [1, 2, 3], "t", "tokens") is ax
+    highest = {}
+    for patch in ax.patches:
+        highest[patch.get_label()] = max(patch.get_xy()[:, 1])
+    assert highest == {"chosen": 2, "rejected": 3}
+    assert len({patch.get_linestyle() for patch in ax.patches}) == 2
+
+
+def test_tidy_takes_the_box_away(ax):
+    plots.tidy(ax, "finding", "x (s)", "y (nats)")
+    assert not ax.spines["top"].get_visible() and not ax.spines["right"].get_visible()
+    assert ax.spines["left"].get_visible()
+
+
+def test_colours_differ_also_in_lightness_or_style():
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+    assert plots.STYLES["chosen"] != plots.STYLES["rejected"]
 
 
 def test_stacked_bars_sum_to_the_totals_that_are_written(ax):

@@ -114,14 +114,27 @@ def test_what_was_not_measured_cannot_be_published(missing):
         publishing.card(results)
 
 
+def test_a_base_that_is_not_on_the_hub_is_named_in_the_text_only():
+    made = publishing.card(RESULTS)
+    assert made.data.base_model is None
+    assert RESULTS["base_model"] in made.text
+
+
 def test_a_wrong_name_gets_no_card():
-    with pytest.raises(ValueError, match="Llama-3-my-orpo"):
+    with pytest.raises(ValueError, match='begins with "Llama 3"'):
         publishing.card({**LLAMA, "name": "someone/my-orpo"})
 
 
 def test_a_pipe_does_not_break_a_table():
     results = {**RESULTS, "settings": {"token": "<|eot_id|>"}}
     assert r"| token | <\|eot_id\|> |" in publishing.card(results).text
+
+
+def test_nothing_false_and_zero_are_told_apart():
+    settings = {"seed": 0, "dropout": False, "failures": (), "limit": None}
+    text = publishing.card({**RESULTS, "settings": settings}).text
+    for row in ("seed | 0", "dropout | False", "failures | none", "limit | none"):
+        assert f"| {row} |" in text
 
 
 def test_llama_3_gets_its_banner_and_notice(tmp_path):
@@ -188,7 +201,7 @@ def test_a_dry_run_says_what_would_be_sent_and_asks_nobody(tmp_path, hub):
     assert plan.files["model.safetensors"] == 3_000_000
     text = str(plan)
     assert text.startswith("dry run, would be sent to someone/orpo-lab (private)")
-    assert "3.000 MB  model.safetensors" in text
+    assert "3,000.0 kB  model.safetensors" in text
 
 
 def test_sending_needs_the_flag_and_a_token(tmp_path, hub):

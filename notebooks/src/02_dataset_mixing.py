@@ -305,9 +305,7 @@ def flaws_in(pairs, side):
 
 flaws = {side: flaws_in(lab.train, side) for side in ("chosen", "rejected")}
 print(f"share with a flaw, n = {len(lab.train):,} pairs, 95 % intervals")
-pd.DataFrame(
-    {side: found.apply(evaluation.estimate) for side, found in flaws.items()}
-)
+pd.DataFrame({side: found.apply(evaluation.estimate) for side, found in flaws.items()})
 
 # %%
 origin = pd.Series(lab.train["source"])
@@ -451,12 +449,12 @@ copied = f"{sum(asked.values())} found"
 retold = f"{text} of {len(leaked)} found"
 pd.DataFrame(
     [
-        ("rules", "rows kept", share, total["rows"], profile.name),
-        ("verifier", "chosen with a flaw", flawed["chosen"], len(lab.train), "lab"),
-        ("verifier", "rejected with a flaw", flawed["rejected"], len(lab.train), "lab"),
-        ("same text", "questions of the tests", copied, len(tests), "lab"),
-        ("same text", "problems of the tests, retold", retold, len(leaked), "lab"),
-        ("tokens", "chosen minus rejected", longer, longer.n, profile.name),
+        ("rules", "rows kept", share, total["rows"], where),
+        ("verifier", "chosen with a flaw", flawed["chosen"], len(lab.train), "world"),
+        ("verifier", "rejected with a flaw", flawed["rejected"], len(lab.train), "world"),
+        ("same text", "questions of the tests", copied, len(tests), "world"),
+        ("same text", "problems of the tests, retold", retold, len(leaked), "world"),
+        ("tokens", "chosen minus rejected", longer, longer.n, where),
     ],
     columns=["method", "metric", "value, 95 % interval", "n", "data"],
 ).assign(seeds=1).set_index("method")
