@@ -450,8 +450,8 @@ retold = f"{text} of {len(leaked)} found"
 pd.DataFrame(
     [
         ("rules", "rows kept", share, total["rows"], where),
-        ("verifier", "chosen with a flaw", flawed["chosen"], len(lab.train), "world"),
-        ("verifier", "rejected with a flaw", flawed["rejected"], len(lab.train), "world"),
+        ("verifier", "chosen with a flaw", flawed["chosen"], len(origin), "world"),
+        ("verifier", "rejected with a flaw", flawed["rejected"], len(origin), "world"),
         ("same text", "questions of the tests", copied, len(tests), "world"),
         ("same text", "problems of the tests, retold", retold, len(leaked), "world"),
         ("tokens", "chosen minus rejected", longer, longer.n, where),

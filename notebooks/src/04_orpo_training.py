@@ -393,6 +393,7 @@ mended = ORPOTrainer(
     model, config, train_dataset=train, processing_class=tokenizer, peft_config=adapter,
     callbacks=[curve],
 )  # fmt: skip
+models.keep_trained_in_fp32(mended.model)  # TRL casts trained token rows to bf16
 chat.assert_labels_hold_no_user_text(mended, tokenizer, train)
 mended.remove_callback(transformers.PrinterCallback)
 mended.train()

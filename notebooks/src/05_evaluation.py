@@ -35,7 +35,6 @@ from scipy import stats
 from course_utils import chat, checks, evaluation, lab, mixing, models, plots, records
 
 SEED = 0
-pd.set_option("display.max_colwidth", None)
 print(f"profile {profile.name}: {reason}. Seed {SEED}")
 
 # %% [markdown]
@@ -47,18 +46,25 @@ print(f"profile {profile.name}: {reason}. Seed {SEED}")
 # **Predict.** You measure it on ten pairs. How often will it look no better than a coin?
 
 # %%
+pd.set_option("display.max_colwidth", None)
 rng = np.random.default_rng(SEED)
 fig, ax = plt.subplots(figsize=(6, 3), dpi=90)
 for n, style in ((10, ":"), (210, "--"), (420, "-")):
     measured = rng.binomial(n, 0.6, size=10_000) / n
     low, high = np.quantile(measured, (0.025, 0.975))
-    print(f"n {n:3d}: 95 % of evaluations give {low:.2f} to {high:.2f}; "
-          f"a coin or worse in {(measured <= 0.5).mean():.1%}")
+    print(
+        f"n {n:3d}: 95 % of evaluations give {low:.2f} to {high:.2f}; "
+        f"a coin or worse in {(measured <= 0.5).mean():.1%}"
+    )
     ax.ecdf(measured, ls=style, color="black", label=f"{n} pairs")
 ax.axvline(0.5, color=plots.COLOURS["base"], lw=1)
 ax.legend(frameon=False, fontsize=8)
-plots.tidy(ax, "Ten pairs cannot tell 0.6 from a coin (truth 0.6, 10,000 evaluations)",
-           "measured accuracy", "share of evaluations below")
+plots.tidy(
+    ax,
+    "Ten pairs cannot tell 0.6 from a coin (truth 0.6, 10,000 evaluations)",
+    "measured accuracy",
+    "share of evaluations below",
+)
 plt.show()
 
 # %% [markdown]
@@ -157,6 +163,7 @@ gained, lost = (change == 1).sum(), (change == -1).sum()
 print(f"{gained} gained, {lost} lost, {(change == 0).sum()} unchanged")
 print(f"McNemar's exact test: p = {stats.binomtest(gained, gained + lost).pvalue:.1e}")
 
+
 # %% [markdown]
 # McNemar's test asks: if neither model were better, each *changed* pair would be a coin toss.
 # Unchanged pairs say nothing about the difference.
@@ -173,8 +180,10 @@ for paired in (False, True):
     interval = stats.bootstrap(
         both, difference, paired=paired, n_resamples=2000, rng=SEED
     ).confidence_interval
-    print(f"paired {paired!s:5}: {difference(*both):+.3f} "
-          f"[{interval.low:+.3f}, {interval.high:+.3f}]")
+    print(
+        f"paired {paired!s:5}: {difference(*both):+.3f} "
+        f"[{interval.low:+.3f}, {interval.high:+.3f}]"
+    )
 
 # %% [markdown]
 # Pairing hardly narrows this interval: what the base gets right says nearly nothing of what ORPO gets right.
@@ -218,7 +227,9 @@ def saving(first, second):
 # %%
 saved, table = {}, []
 for measure in BITS:
-    runs = [(items("SFT", measure, s), items("ORPO β 0.1", measure, s)) for s in range(3)]
+    runs = [
+        (items("SFT", measure, s), items("ORPO β 0.1", measure, s)) for s in range(3)
+    ]
     saved[measure] = worth = [saving(*run) for run in runs]
     table.append({
         "measure": measure,
@@ -242,7 +253,9 @@ for seed in range(3):
     scores = [items(name, "preference accuracy", seed) for name in close]
     each = [str(evaluation.estimate(values.astype(bool))) for values in scores]
     separate = stats.ttest_ind(*scores).pvalue
-    print(f"seed {seed}: {each[0]} and {each[1]}, as separate samples p = {separate:.2f}")
+    print(
+        f"seed {seed}: {each[0]} and {each[1]}, as separate samples p = {separate:.2f}"
+    )
     print(f"        paired {evaluation.compare_paired(*scores)}")
 
 # %% [markdown]
@@ -265,7 +278,9 @@ if profile.data == "world":
 else:
     print("would judge this run's answers, but a program can only judge the lab's")
 for measure in ("good, greedy", "good, sampled"):
-    result = evaluation.compare_paired(items("SFT", measure), items("ORPO β 0.1", measure))
+    result = evaluation.compare_paired(
+        items("SFT", measure), items("ORPO β 0.1", measure)
+    )
     print(f"recorded, ORPO - SFT, {measure}: {result}")
 
 # %% [markdown]
@@ -288,8 +303,12 @@ plots.estimates(ax, names, results, "", "")
 for row, name in enumerate(names):
     seeds = [items(name, "good, greedy", seed).mean() for seed in range(3)]
     ax.plot(seeds, [row] * 3, "x", color="black", ms=7)
-plots.tidy(ax, "Half-trained runs differ by seed far more than by prompt (3 seeds, n = 420)",
-           "good, greedy: mean and 95 % interval over prompts; × single seeds", "")
+plots.tidy(
+    ax,
+    "Half-trained runs differ by seed far more than by prompt (3 seeds, n = 420)",
+    "good, greedy: mean and 95 % interval over prompts; × single seeds",
+    "",
+)
 plt.tight_layout()
 plt.show()
 
@@ -301,8 +320,11 @@ for name in names:
     seeds = [items(name, "good, greedy", seed).mean() for seed in range(3)]
     over_seeds = stats.ttest_1samp(seeds, 0).confidence_interval()
     over_prompts, _ = lab.over_seeds(lab.recorded(name), BITS["good, greedy"])
-    print(f"{name:21s} prompts {over_prompts}  "
-          f"seeds [{over_seeds.low:.2f}, {over_seeds.high:.2f}] (t, 2 degrees of freedom)")
+    print(
+        f"{name:21s} prompts {over_prompts}  "
+        f"seeds [{over_seeds.low:.2f}, {over_seeds.high:.2f}] (t, 2 degrees of freedom)"
+    )
+
 
 # %% [markdown]
 # For the well-trained methods both kinds of noise are of one size.
@@ -341,9 +363,15 @@ for measure in ("preference accuracy", "good, sampled"):
     for n in (10, 210, 420, 800):
         gap = detectable(n, changed)
         power = simulated_power(n, changed, gap) if gap == gap else np.nan
-        rows.append({"measure": measure, "pairs that change": f"{changed:.0%}", "n": n,
-                     "detectable difference": f"{gap:.3f}" if gap == gap else "none",
-                     "power, simulated": f"{power:.2f}" if gap == gap else "–"})
+        rows.append(
+            {
+                "measure": measure,
+                "pairs that change": f"{changed:.0%}",
+                "n": n,
+                "detectable difference": f"{gap:.3f}" if gap == gap else "none",
+                "power, simulated": f"{power:.2f}" if gap == gap else "–",
+            }
+        )
 pd.DataFrame(rows).set_index(["measure", "n"])
 
 # %% [markdown]
@@ -355,7 +383,10 @@ pd.DataFrame(rows).set_index(["measure", "n"])
 # %%
 methods = sorted({run["name"] for run in records.load("lab_findings")["runs"]})
 best = rng.binomial(420, 0.5, size=(10_000, len(methods))).max(1) / 420
-print(f"{len(methods)} equal methods, truth 0.50, n 420: the best measures {best.mean():.3f}")
+print(
+    f"{len(methods)} equal methods, truth 0.50, n 420: "
+    f"the best measures {best.mean():.3f}"
+)
 
 # %% [markdown]
 # The winner of a sweep looks better than it is, so measure it again on pairs that the sweep did not use.
@@ -391,7 +422,12 @@ lab.summary(methods)
 
 # %%
 rows = [
-    {"method": name, "metric": "preference accuracy", "result": str(value), "n": value.n}
+    {
+        "method": name,
+        "metric": "preference accuracy",
+        "result": str(value),
+        "n": value.n,
+    }
     for name, value in (
         ("base", evaluation.estimate(base.preferred)),
         ("ORPO, 60 steps", evaluation.estimate(orpo.preferred)),

@@ -28,16 +28,13 @@ if not profile.needs_hub:
     profiles.stay_offline()
 quiet.hide_library_chatter()
 import time
-
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
-import transformers
 
-from course_utils import chat, checks, evaluation, mixing, models, plots, publishing, records
+from course_utils import chat, checks, evaluation, mixing, models, plots
+from course_utils import publishing, records
 
 SEED, START = 0, time.perf_counter()
-pd.set_option("display.max_colwidth", None)
 print(f"profile {profile.name}: {reason}. Seed {SEED}")
 
 # %% [markdown]
@@ -47,7 +44,11 @@ print(f"profile {profile.name}: {reason}. Seed {SEED}")
 # bitsandbytes does this on a CPU as well, so every profile runs the same cell.
 
 # %%
+import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+pd.set_option("display.max_colwidth", None)
 
 source, _ = models.reachable_source(profile)
 dtype = models.compute_dtype(profile)
@@ -187,8 +188,12 @@ ax.axvline(publishing.MAX_KL, color=plots.COLOURS["base"], ls="--")
 ax.set_xscale("log")
 ax.invert_yaxis()
 n = proofs[half].n
-plots.tidy(ax, f"Only the dequantised base passes the limit (n = {n} answers, 1 seed)",
-           "KL(trained || merged), nats a token; dashed: the limit", "")
+plots.tidy(
+    ax,
+    f"Only the dequantised base passes the limit (n = {n} answers, 1 seed)",
+    "KL(trained || merged), nats a token; dashed: the limit",
+    "",
+)
 plt.tight_layout()
 plt.show()
 
@@ -235,8 +240,12 @@ def save_and_prove(model):
 
 
 print(save_and_prove(merged))
-print("generation config: ends at", merged.generation_config.eos_token_id,
-      "but the turn ends with", tokenizer.eos_token_id)
+print(
+    "generation config: ends at",
+    merged.generation_config.eos_token_id,
+    "but the turn ends with",
+    tokenizer.eos_token_id,
+)
 
 # %% [markdown]
 # Nothing in the weights is wrong, and not one answer agrees: the folder's generation config still holds the *base's* end token.
@@ -286,7 +295,7 @@ ADAPTER = complete
 print(without)
 
 # %% [markdown]
-# All of them: without its rows the model has no end token it could choose, and the KL is hundreds of times beyond the limit.
+# All of them: without its rows the model has no end token it could choose, and the KL is far beyond the limit.
 #
 # ## 5. Evaluate the model that you publish
 #
@@ -303,7 +312,7 @@ for name in ("merged", "original base", "NF4 itself"):
     print(f"{name:15s} {evaluation.estimate(scores[name].preferred)}  change {change}")
 
 # %% [markdown]
-# Preference accuracy does not see any of it: it changes on a few pairs at most, even where a sixth of the greedy answers changed.
+# Preference accuracy does not see any of it: it changes on a few pairs at most, even where more than a tenth of the greedy answers changed.
 # The merge into the original base is not *worse* on this measure, it is *another model* than the one on trial.
 # So a release needs both: the proof that it is the same, and a measurement of how good it is.
 #
@@ -386,8 +395,9 @@ pd.DataFrame(
 # %%
 into_base = proofs["original base"]
 print(
-    f"Finding: merged into the dequantised base, the model moves by a KL of {proof.kl:.0e} "
-    f"nats a token and a new process repeats {proof.reloaded_agreement:.0%} of its answers "
+    f"Finding: merged into the dequantised base, the model moves by a KL of "
+    f"{proof.kl:.0e} nats a token and a new process repeats "
+    f"{proof.reloaded_agreement:.0%} of its answers "
     f"(n = {proof.n}); into the original base it is {into_base.kl:.0e} and "
     f"{into_base.greedy_agreement:.0%} of the answers stay"
 )

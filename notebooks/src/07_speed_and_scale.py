@@ -4,15 +4,14 @@
 # {{badge}}
 #
 # **You will learn**
-# to count what a training step computes and does not need,
-# to time its parts fairly,
-# and to build one lever that is exact: pairs that share their prompt, and logits only where a loss term looks.
+# to count the tokens of a real batch that no loss term needs,
+# to time a training step by its parts, with a spread,
+# and to build one lever, the shared prefix, and prove that loss and gradients stay the same.
 #
 # **Time and hardware**: {{recorded}}.
-# Everything here runs on the lab's small model and on TRL's real batches, in every profile.
+# This form measures the lab's small model in every profile; for 8B it does arithmetic and says so.
 #
-# **You need** notebooks 01 and 04.
-# This first form teaches the idea; the full trainer, several GPUs and measurements on the real shape are not in it yet.
+# **You need** notebook 01 (the loss) and notebook 04 (TRL's trainer).
 
 # %% tags=["colab"]
 import sys
@@ -29,266 +28,396 @@ quiet.hide_library_chatter()
 import time
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import chat, checks, evaluation, lab, mixing, orpo, plots
+from course_utils import chat, checks, evaluation, lab, mixing, models, orpo, plots
 
 print(f"profile {profile.name}: {reason}. Model here: the lab's, seed 0")
 
 # %% [markdown]
-# ## 1. What a step computes and does not need
+# ## 1. What is in a batch?
 #
-# TRL puts the chosen and the rejected answers of a micro-batch below one another and pads all rows to the longest.
-#
-# **Predict.** How much of that is padding, with 8 pairs and with 2? And how often is the prompt computed?
+# TRL's own trainer, with the settings of notebook 04, makes the batches.
 
 # %%
-model, tokenizer = lab.load_base()
-chat.use_llama3_chat(tokenizer)
-pairs = mixing.build().train.select(range(480)).remove_columns("source")
+from peft import LoraConfig
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+mix = mixing.build()
+pairs = mix.train.select(range(800)).select_columns(["prompt", "chosen", "rejected"])
 
 
-def trainer_of(batch_size):
-    """TRL's trainer; `article` and this one differ only in the micro-batch."""
-    arguments = lab.trainer_arguments(3e-3, 10, 0, "outputs/07")
-    arguments["per_device_train_batch_size"] = batch_size
-    config = ORPOConfig(beta=0.5, remove_unused_columns=False, **arguments)
-    return ORPOTrainer(model, config, train_dataset=pairs, processing_class=tokenizer)
+def make_trainer(micro_batch):
+    torch.manual_seed(0)
+    model, tokenizer = lab.load_base()
+    control_ids = chat.use_llama3_chat(tokenizer)
+    config = ORPOConfig(
+        per_device_train_batch_size=micro_batch, beta=0.5, max_length=256, seed=0,
+        output_dir="outputs/07", report_to="none", disable_tqdm=True, bf16=False,
+        use_cpu=True, gradient_checkpointing=False, remove_unused_columns=False,
+    )  # fmt: skip
+    adapter = LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
+        target_modules=models.LINEAR_LAYERS,
+        trainable_token_indices={"embed_tokens": control_ids, "lm_head": control_ids},
+    )  # fmt: skip
+    return ORPOTrainer(
+        model, config, train_dataset=pairs, processing_class=tokenizer,
+        peft_config=adapter,
+    )  # fmt: skip
 
 
-trainers = {size: trainer_of(size) for size in (8, 2)}
-batches = {size: list(t.get_train_dataloader()) for size, t in trainers.items()}
-
-
-# %%
-def rows_of(batch, side):
-    """The real tokens of each row, and how many of them are prompt."""
-    for ids, labels, mask in zip(
-        batch[f"{side}_input_ids"], batch[f"{side}_labels"],
-        batch[f"{side}_attention_mask"], strict=True,
-    ):  # fmt: skip
-        yield ids[mask == 1], int((labels[mask == 1] == -100).sum())
-
-
-def waste(batch, trainer):
-    joined = trainer.concatenated_inputs(batch, padding_value=trainer.padding_value)
-    mask = joined["concatenated_attention_mask"]
-    chosen, rejected = (list(rows_of(batch, s)) for s in ("chosen", "rejected"))
-    prompt = sum(length for _, length in rejected)  # its second coming
-    scored = sum(len(ids) - 1 for ids, _ in chosen)  # the NLL reads the whole row
-    scored += sum(len(ids) - length for ids, length in rejected)
-    return {
-        "padding": 1 - float(mask.float().mean()),
-        "prompt again": prompt / mask.numel(),
-        "logits nobody reads": 1 - scored / mask.numel(),
-    }
-
-
-shares = {
-    size: pd.DataFrame([waste(batch, trainers[size]) for batch in batches[size]])
-    for size in batches
-}
-pd.DataFrame(
-    {
-        f"{size} pairs ({len(table)} batches)": {
-            name: str(evaluation.estimate(table[name])) for name in table
-        }
-        for size, table in shares.items()
-    }
-)
+trainers = {size: make_trainer(size) for size in (2, 8)}
+batch = next(iter(trainers[8].get_train_dataloader()))
+print({name: tuple(value.shape) for name, value in batch.items() if "ids" in name})
 
 
 # %% [markdown]
-# Shares of all positions that the model computes, means over micro-batches with 95 % intervals.
-# Padding grows with the micro-batch, because one long row decides the width of all.
-# The logits are what costs memory at 8B: 128,256 numbers for each position, read or not.
+# Chosen and rejected are padded to one length and go through the model as one batch of 16 rows.
+# Each position of it falls into one of four classes.
 #
-# ## 2. Where the seconds go
-#
-# The same 8 pairs as one micro-batch of 8 or as four of 2, the article's way, taking turns so that both meet the same machine.
-#
-# **Predict.** Four small steps compute less padding. Are they faster?
+# **Predict.** What share of the positions is padding, with 8 pairs in a batch? And with 2?
 
 # %%
-def timed(micro_batches, trainer, optimizer):
-    seconds = {"forward": 0.0, "backward": 0.0}
-    for batch in micro_batches:
-        start = time.perf_counter()
-        loss = trainer.get_batch_loss_metrics(model, batch, "train")[0]
-        middle = time.perf_counter()
-        (loss / len(micro_batches)).backward()
-        seconds["forward"] += middle - start
-        seconds["backward"] += time.perf_counter() - middle
+def unpadded(batch, side, pair):
+    """Token ids and labels of one row of a batch."""
+    real = batch[f"{side}_attention_mask"][pair] == 1
+    return (
+        batch[f"{side}_input_ids"][pair][real].tolist(),
+        batch[f"{side}_labels"][pair][real].tolist(),
+    )
+
+
+def shared_length(first, second):
+    """Length of the longest common beginning; at least one token is left to each."""
+    longest = min(len(first), len(second)) - 1
+    return next((i for i in range(longest) if first[i] != second[i]), longest)
+
+
+def count(batch):
+    """Positions by class, and the rows of logits that a loss term needs."""
+    found = dict.fromkeys(
+        (
+            "padding",
+            "first copy",
+            "second copy of the prefix",
+            "rest of the rejected answer",
+            "logits needed",
+        ),
+        0,
+    )
+    pairs = len(batch["chosen_labels"])
+    width = max(batch["chosen_labels"].shape[1], batch["rejected_labels"].shape[1])
+    for pair in range(pairs):
+        chosen, _ = unpadded(batch, "chosen", pair)
+        rejected, labels = unpadded(batch, "rejected", pair)
+        shared = shared_length(chosen, rejected)
+        answer = sum(label != -100 for label in labels)
+        found["padding"] += 2 * width - len(chosen) - len(rejected)
+        found["first copy"] += len(chosen)
+        found["second copy of the prefix"] += shared
+        found["rest of the rejected answer"] += len(rejected) - shared
+        found["logits needed"] += len(chosen) - 1 + answer
+    return pd.Series(found)
+
+
+# %%
+totals = {}
+for size, trainer in trainers.items():
+    totals[size] = sum(count(batch) for batch in trainer.get_train_dataloader())
+shares = pd.DataFrame(totals)
+positions = shares.drop(index="logits needed").sum()
+(shares / positions).rename(columns=lambda size: f"{size} pairs a batch").style.format(
+    "{:.1%}"
+)
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 2.2), dpi=90)
+left = np.zeros(2)
+greys = {
+    "first copy": "#0072b2",
+    "rest of the rejected answer": "#d55e00",
+    "second copy of the prefix": "#bbbbbb",
+    "padding": "#eeeeee",
+}
+for name, colour in greys.items():
+    part = (shares.loc[name] / positions).to_numpy()
+    ax.barh(
+        [f"{size} pairs" for size in totals], part, left=left, color=colour, label=name
+    )
+    left += part
+ax.legend(
+    frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.3)
+)
+waste = 1 - (
+    shares.loc[["first copy", "rest of the rejected answer"], 8].sum() / positions[8]
+)
+plots.tidy(
+    ax,
+    f"{waste:.0%} of the positions in batches of 8 are padding or copies "
+    f"(n = {len(pairs)} pairs)",
+    "",
+    "",
+)
+plt.tight_layout()
+plt.show()
+
+
+# %% [markdown]
+# *Figure: TODO*
+#
+# TODO
+#
+# ## 2. Where do the seconds go?
+#
+# One step is: fetch a batch, forward, backward, optimizer. Each is timed on its own.
+#
+# **Predict.** How much longer than the forward pass is the backward pass, when only LoRA is trained?
+
+# %%
+def timed_step(trainer, batches, optimizer):
+    """Seconds by part of one optimizer step over these micro-batches."""
+    seconds = dict.fromkeys(("batch", "forward", "backward", "optimizer"), 0.0)
+    for _ in range(8 // trainer.args.per_device_train_batch_size):
+        marks = [time.perf_counter()]
+        inputs = next(batches)
+        marks.append(time.perf_counter())
+        loss, _ = trainer.get_batch_loss_metrics(trainer.model, inputs)
+        marks.append(time.perf_counter())
+        loss.backward()
+        marks.append(time.perf_counter())
+        for part, duration in zip(seconds, np.diff(marks), strict=False):
+            seconds[part] += duration
     start = time.perf_counter()
     optimizer.step()
     optimizer.zero_grad()
     return seconds | {"optimizer": time.perf_counter() - start}
 
 
-optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)  # times, changes nothing
-model.train()
-measured = {8: [], 2: []}
-for turn in range(13):
+STEPS = 25
+steps, machinery = {size: [] for size in trainers}, {}
+for size, trainer in trainers.items():
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    machinery[size] = (iter(trainer.get_train_dataloader()), torch.optim.AdamW(trained))
+    timed_step(trainer, *machinery[size])  # the first one also warms up
+for _ in range(STEPS):  # taken in turns, so that a busy moment hits both
     for size, trainer in trainers.items():
-        step = batches[size][turn * 8 // size : (turn + 1) * 8 // size]
-        measured[size].append(timed(step, trainer, optimizer))
-times = {size: pd.DataFrame(rows[1:]) for size, rows in measured.items()}  # 1 warm-up
+        steps[size].append(timed_step(trainer, *machinery[size]))
 
 # %%
-fig, ax = plt.subplots(figsize=(6, 2.4), dpi=90)
-left = {size: 0.0 for size in times}
-shades = {"forward": "#333333", "backward": "#7f7f7f", "optimizer": "#cccccc"}
-names = {8: "1 × 8 pairs", 2: "4 × 2 pairs"}
-for part, shade in shades.items():
-    for size, table in times.items():
-        width = table[part].median() * 1000
-        ax.barh(names[size], width, left=left[size], color=shade,
-                label=part if size == 8 else None)
-        left[size] += width
-ax.legend(frameon=False, fontsize=8, loc="lower right")
-plots.tidy(ax, "A step of 8 pairs: the backward pass takes most (median of 12 steps)",
-           "milliseconds", "")
+rows = {}
+for size, measured in steps.items():
+    table = pd.DataFrame(measured)
+    table["whole step"] = table.sum(axis=1)
+    low, middle, high = table.quantile([0.25, 0.5, 0.75]).to_numpy() * 1000
+    rows[f"{size} x {8 // size}"] = [
+        f"{m:.1f} ({a:.1f} to {b:.1f})"
+        for a, m, b in zip(low, middle, high, strict=True)
+    ]
+print(f"milliseconds a step of 8 pairs: median (middle half) of {STEPS} steps, 1 run")
+pd.DataFrame(rows, index=table.columns)
+
+# %% [markdown]
+# TODO
+
+# %%
+whole = {size: np.array([sum(s.values()) for s in m]) for size, m in steps.items()}
+ratio = evaluation.estimate(whole[2] / whole[8])
+print(f"2 x 4 takes {ratio} times as long as 8 x 1 (mean of {ratio.n} steps in turns)")
+
+# %%
+from torch.profiler import ProfilerActivity, profile as record
+
+calls = {}
+for size, trainer in trainers.items():
+    with record(activities=[ProfilerActivity.CPU]) as recorded:
+        timed_step(trainer, *machinery[size])
+    calls[size] = sum(event.count for event in recorded.key_averages())
+print(f"operations called in a step: 2 x 4 {calls[2]:,}, 8 x 1 {calls[8]:,}")
+
+
+# %% [markdown]
+# TODO
+#
+# ## 3. A lever: the prefix once, the logits where they are needed
+#
+# Chosen and rejected begin alike. A row can hold the common beginning once, then the rest of either:
+#
+# `[prefix | rest of chosen | rest of rejected]`
+#
+# Two things keep it equal: the rejected rest must not see the chosen rest, and its positions must continue from the prefix.
+
+# %%
+def branch_row(chosen, rejected):
+    """ids (T,), positions (T,) and mask (T, T) of one row for both answers."""
+    shared = shared_length(chosen, rejected)
+    ids = torch.tensor(chosen + rejected[shared:])
+    positions = torch.cat(
+        [torch.arange(len(chosen)), torch.arange(shared, len(rejected))]
+    )
+    mask = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
+    mask[len(chosen) :, shared : len(chosen)] = False  # rejected must not see chosen
+    return ids, positions, mask, shared
+
+
+first_pair = [unpadded(batch, side, 0)[0] for side in ("chosen", "rejected")]
+ids, positions, mask, shared = branch_row(*first_pair)
+fig, ax = plt.subplots(figsize=(3.6, 3.4), dpi=90)
+ax.imshow(mask, cmap="Greys", interpolation="nearest")
+plots.tidy(ax, f"One pair, {len(ids)} tokens: who sees whom", "sees", "token")
 plt.tight_layout()
 plt.show()
-totals = {size: table.sum(axis=1) for size, table in times.items()}
-low, ratio, high = (totals[2] / totals[8]).quantile([0.25, 0.5, 0.75])
-ratio = f"{ratio:.2f} (middle half {low:.2f} to {high:.2f})"
-print(f"4 × 2 takes {ratio} times as long as 1 × 8: median of 12 steps")
 
 
 # %% [markdown]
-# *Figure: two stacked bars of milliseconds for one optimizer step, forward, backward and optimizer, for one micro-batch of 8 pairs and four of 2.*
+# *Figure: TODO*
 #
-# What the ratio is depends on the machine: a CPU saves padding with small batches and pays little for launching work.
-# A fast GPU is the opposite case, because small micro-batches leave it waiting for the next launch.
-# So measure on the card that you use.
-#
-# ## 3. One lever, built small
-#
-# A pair shares its prompt, so one row can hold both: `[prompt | chosen | rejected]`.
-# The rejected answer must not see the chosen one, and its positions start again where the prompt ends.
+# Which rows of logits does a loss term need?
+# Of the chosen branch all, because TRL's NLL covers the prompt; of the rejected branch only the answer.
+# The last token of the prefix predicts the first token of both branches.
 
 # %%
-def shared_row(chosen, rejected, prompt):
-    """One row for a pair: ids (T,), positions (T,), and what sees what (T, T)."""
-    ids = torch.cat([chosen, rejected[prompt:]])
-    again = torch.arange(prompt, len(rejected))
-    positions = torch.cat([torch.arange(len(chosen)), again])
-    mask = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
-    mask[len(chosen) :, prompt : len(chosen)] = False
-    return ids, positions, mask
-
-
-def logps_at(hidden, rows, targets):
-    """Log-probs of `targets`, with logits for these rows only."""
-    logits = model.lm_head(hidden[rows]).float()
-    return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-
-
-def pair_logps(chosen, rejected, prompt):
-    """Log-probs of the chosen row's tokens and of the rejected answer's."""
-    ids, positions, mask = shared_row(chosen, rejected, prompt)
-    hidden = model.model(
-        input_ids=ids[None], position_ids=positions[None],
-        attention_mask=mask[None, None], use_cache=False,
+def lever_loss(model, batch, pair, beta):
+    """ORPO's loss of one pair from one row, with logits at scored positions only."""
+    chosen, chosen_labels = unpadded(batch, "chosen", pair)
+    rejected, rejected_labels = unpadded(batch, "rejected", pair)
+    ids, positions, mask, shared = branch_row(chosen, rejected)
+    llama = model.get_base_model()
+    hidden = llama.model(
+        input_ids=ids[None], position_ids=positions[None], use_cache=False,
+        attention_mask=mask[None, None],
     ).last_hidden_state[0]  # fmt: skip
-    end = len(chosen)
-    first = logps_at(hidden, torch.arange(end - 1), chosen[1:])
-    # The prompt's last token predicts the rejected answer's first.
-    rows = torch.cat([torch.tensor([prompt - 1]), torch.arange(end, len(ids) - 1)])
-    return first, logps_at(hidden, rows, rejected[prompt:])
+    at = np.arange(len(rejected))
+    at = np.where(at < shared, at, at - shared + len(chosen))  # where its tokens lie
+    first = sum(label == -100 for label in rejected_labels)
+    scored = np.concatenate([np.arange(len(chosen) - 1), at[first - 1 : -1]])
+    targets = torch.tensor(chosen[1:] + rejected[first:])
+    logps = -torch.nn.functional.cross_entropy(
+        llama.lm_head(hidden[scored]), targets, reduction="none"
+    )
+    of_chosen, of_rejected = logps.split([len(chosen) - 1, len(rejected) - first])
+    answer = sum(label != -100 for label in chosen_labels)
+    return orpo.orpo_loss(
+        -of_chosen.mean(),
+        of_chosen[-answer:].mean()[None],
+        of_rejected.mean()[None],
+        beta,
+    )
 
+
+# %% [markdown]
+# The same pair through TRL's own code, and the same gradients?
+#
+# **Predict.** Equal to how many digits?
 
 # %%
-def shared_loss(batch, beta=0.5):
-    """The ORPO loss of a batch, a shared row for each pair; and the positions used."""
-    nll, chosen_logps, rejected_logps, used = [], [], [], 0
-    sides = zip(rows_of(batch, "chosen"), rows_of(batch, "rejected"), strict=True)
-    for (chosen, prompt), (rejected, _) in sides:
-        first, second = pair_logps(chosen, rejected, prompt)
-        nll.append(-first)
-        chosen_logps.append(first[prompt - 1 :].mean())
-        rejected_logps.append(second.mean())
-        used += len(chosen) + len(rejected) - prompt
-    nll = torch.cat(nll).mean()
-    chosen_logps, rejected_logps = map(torch.stack, (chosen_logps, rejected_logps))
-    return orpo.orpo_loss(nll, chosen_logps, rejected_logps, beta), used
+def one_pair(batch, pair):
+    """The batch with this pair alone, its padding cut off."""
+    width = {
+        s: int(batch[f"{s}_attention_mask"][pair].sum()) for s in ("chosen", "rejected")
+    }
+    return {name: value[pair : pair + 1, : width[name.split("_")[0]]]
+            for name, value in batch.items() if name.split("_")[0] in width
+            and torch.is_tensor(value)}  # fmt: skip
 
 
-def gradients(loss):
+def gradients(model, loss):
     model.zero_grad()
     loss.backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+trainer, model = trainers[8], trainers[8].model
+gaps = []
+for pair in range(8):
+    plain, _ = trainer.get_batch_loss_metrics(model, one_pair(batch, pair))
+    lever = lever_loss(model, batch, pair, beta=0.5)
+    torch.testing.assert_close(lever, plain, rtol=1e-5, atol=1e-5)
+    ours, theirs = gradients(model, lever), gradients(model, plain)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    gap = float((lever - plain).detach().abs())
+    gaps.append((gap, float((ours - theirs).abs().max())))
+loss_gap, gradient_gap = np.max(gaps, axis=0)
+print(f"8 pairs, largest difference: loss {loss_gap:.1e}, gradient {gradient_gap:.1e}")
 
 
 # %% [markdown]
-# **Predict.** Is this the same loss, or nearly the same?
+# Exact to rounding. A lever that changes the result is no lever.
+#
+# **Predict.** How much faster is it on one pair?
 
 # %%
-positions, worst = [], 0.0
-for batch in batches[8][:5]:
-    plain = trainers[8].get_batch_loss_metrics(model, batch, "train")[0]
-    shared, used = shared_loss(batch)
-    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
-    a, b = gradients(plain), gradients(shared)
-    worst = max(worst, float((a - b).norm() / a.norm()))
-    wide = max(batch[f"{side}_input_ids"].shape[1] for side in ("chosen", "rejected"))
-    positions.append(used / (2 * 8 * wide))
-assert worst < 1e-4
-kept = evaluation.estimate(positions)
-print(f"5 batches: losses equal to 1e-5, gradients to {worst:.0e} of their length")
-print(f"positions computed: {kept} of TRL's")
+def seconds(run):
+    start = time.perf_counter()
+    gradients(model, run())
+    return time.perf_counter() - start
+
+
+ratios = []
+for pairs_batch, _ in zip(trainer.get_train_dataloader(), range(5), strict=False):
+    for pair in range(8):
+        single = one_pair(pairs_batch, pair)
+        ratios.append(
+            seconds(lambda: trainer.get_batch_loss_metrics(model, single)[0])
+            / seconds(lambda: lever_loss(model, pairs_batch, pair, 0.5))
+        )
+speedup = evaluation.estimate(ratios)
+print(f"TRL's step takes {speedup} times as long (n = {speedup.n} pairs, each once)")
 
 # %% [markdown]
-# The same loss and the same gradient, from a part of the positions.
-# This sketch runs pair by pair, which wastes what it saves; a real trainer packs many shared rows into one, without padding.
+# TODO
 #
-# ## 4. What it would mean at 8B
+# ## 4. What it means for 8B: arithmetic, not a measurement
 #
-# A projection, not a measurement: arithmetic from the shape alone.
+# **Everything in this section is a projection.**
+# A frozen weight costs 2 FLOP a token forward, 2 to pass the gradient on, and 2 more where checkpointing computes the layer again.
 
 # %%
-weights = 8_030_261_248 - 128_256 * 4096  # the input embedding is a look-up
-tokens = 1000 * 2 * 400  # 1,000 pairs, two rows of 400 tokens: an assumption
-flop = 3 * 2 * weights * tokens  # forward, and backward twice
-for name, rate in {"L4": 121e12, "A100": 312e12, "H100 or H200": 989e12}.items():
-    print(f"{name:13s} {flop / rate / 60:5.1f} min at its data sheet's full rate")
-print("logits of one position in float32:", 128_256 * 4 // 1024, "KiB")
+LAYERS, HEAD = 6_979_321_856, 525_336_576  # Llama 3 8B: linear weights, output head
+L4_PEAK = 121e12  # bf16 FLOP/s, dense, a published peak that no program reaches
+pairs_8b, longest = 1000, 1024
+
+
+def minutes(tokens, logit_rows):
+    return (6 * LAYERS * tokens + 4 * HEAD * logit_rows) * pairs_8b / L4_PEAK / 60
+
+
+most = minutes(2 * longest, 2 * longest)
+print(
+    f"if every row had {longest} tokens, {pairs_8b} pairs: "
+    f"{most:.0f} min at an L4's peak"
+)
 
 # %% [markdown]
-# The rates are the cards' dense bf16 figures, which no real training reaches.
-# Frozen weights need no weight gradient, so LoRA needs about a third less than this.
-# The distance between such a floor and a measured run is what a fast trainer can win.
+# TODO
+
+# %%
+padded = positions[8] / len(pairs)
+kept = shares.loc[["first copy", "rest of the rejected answer"], 8].sum() / len(pairs)
+needed = shares.loc["logits needed", 8] / len(pairs)
+print("with the lab's shares, for a pair of any length:")
+for name, tokens, logits in (
+    ("as TRL does it", padded, padded),
+    ("logits where needed", padded, needed),
+    ("and the prefix once, no padding", kept, needed),
+):
+    share = minutes(tokens, logits) / minutes(padded, padded)
+    print(f"  {name:32s} {share:.0%} of the arithmetic")
+
+# %% [markdown]
+# TODO
 #
 # ## Recap
 
 # %%
-pd.DataFrame(
-    [
-        ("padding, 8 pairs", evaluation.estimate(shares[8]["padding"])),
-        ("padding, 2 pairs", evaluation.estimate(shares[2]["padding"])),
-        ("logits nobody reads, 8 pairs", evaluation.estimate(shares[8].iloc[:, 2])),
-        ("time of 4 × 2 over 1 × 8", ratio),
-        ("positions with shared prompts over TRL's", kept),
-    ],
-    columns=["metric", "value"],
-).assign(n=lambda table: [getattr(value, "n", 12) for value in table["value"]])
-
-# %%
-print(
-    f"Finding: a shared prompt without padding needs {kept.value:.0%} of TRL's "
-    f"positions for the same loss; {shares[8].iloc[:, 2].mean():.0%} of TRL's logits "
-    "nobody reads"
-)
+print("TODO recap")
 
 # %% [markdown]
-# Not in this form: a packed trainer, compiled layers, memory, several GPUs.
-#
 # ## Exercises
 #
-# **7.1 · 10 min · ●●○** Write `padding_share(lengths, batch_size)`: the share of padding when rows are batched as they come.
+# **7.1 · 10 min · ●○○** `padding_share(lengths, batch_size)`: the share of padding if rows are batched as they come.
 
 # %%
 padding_share = ...
@@ -298,7 +427,7 @@ checks.padding_share(padding_share)
 checks.solution("7.1")
 
 # %% [markdown]
-# **7.2 · 15 min · ●●●** Write `branch_mask(prefix, branches)`: the attention mask of one prompt with any number of answers.
+# **7.2 · 20 min · ●●●** Three answers to one prompt? `branch_mask(prefix, branches)`: a mask for one prefix and any number of branches, given their lengths.
 
 # %%
 branch_mask = ...
@@ -309,6 +438,3 @@ checks.solution("7.2")
 
 # %% [markdown]
 # ## References
-#
-# - Hu et al. (2021), *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv:2106.09685.
-# - Dettmers et al. (2023), *QLoRA: Efficient Finetuning of Quantized LLMs*, arXiv:2305.14314.
