@@ -175,14 +175,21 @@ def test_nobody_there_is_offline():
 
 
 def test_a_name_look_up_that_hangs_does_not_hold_the_notebook_up(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(30))
+    released = threading.Event()
+
+    def hang(*_, **__):
+        released.wait(30)
+        raise OSError("released by the test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
     start = time.perf_counter()
     assert profiles.is_offline({"HF_ENDPOINT": "http://hub.invalid"}, timeout=0.3)
     assert time.perf_counter() - start < 2
+    released.set()
 
 
 def in_a_new_process(code):
-    bare = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "COURSE_"))}
     command = [sys.executable, "-c", "from course_utils import profiles\n" + code]
     return subprocess.run(command, env=bare, capture_output=True, text=True)
 
