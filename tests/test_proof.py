@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_llama import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from course_utils import chat, models, proof
+from course_utils import chat, models
+from course_utils.proof import compare as proof
 
 QUESTIONS = ["What is 47 + 38?", "Name three rivers.", "What is the capital of France?"]
 ANSWERS = ["It is 85.", "Three rivers are the Rhine, the Danube.", "Paris."]

@@ -245,7 +245,3 @@ def answer_from_folder(folder, prompts, max_new_tokens=112):
 def main():
     job = json.load(sys.stdin)
     print(json.dumps(answer_from_folder(sys.argv[1], **job)))
-
-
-if __name__ == "__main__":
-    main()
