@@ -13,3 +13,7 @@ for name, value in {
     "WANDB_MODE": "offline",
 }.items():
     os.environ.setdefault(name, value)
+
+from hub import hub  # noqa: E402 - a fixture: a stand-in for the model hub
+
+__all__ = ["hub"]
