@@ -97,7 +97,7 @@ def score_rows(model, rows, pad_token_id, batch_size=32):
     return PairScores(scores[: len(rows)], scores[len(rows) :])
 
 
-def _autocast(model):
+def autocast(model):
     """The precision that a half-precision or 4-bit model computes in, as in training.
 
     Preparing a 4-bit model for training leaves its norms and its head in float32, so
@@ -125,7 +125,7 @@ def _answer_logps(model, pad_token_id, sequences):
     # Only positions that predict an answer token need logits over the vocabulary.
     first = int((labels != -100).any(0).nonzero()[0])
     kept = ids.shape[1] - first + 1
-    with _autocast(model):
+    with autocast(model):
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept).logits
     targets = labels[:, first:]
     losses = torch.nn.functional.cross_entropy(
@@ -176,7 +176,7 @@ def generate(
             padding_side="left",
             return_token_type_ids=False,
         ).to(model.device)
-        with _autocast(model):
+        with autocast(model):
             ids = model.generate(
                 **inputs,
                 max_new_tokens=max_new_tokens,
