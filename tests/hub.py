@@ -16,9 +16,12 @@ Two servers, as in reality: the hub, and the storage behind signed addresses, wh
 never see a token. What is uploaded can be downloaded again.
 """
 
+import contextlib
 import fnmatch
 import hashlib
+import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,6 +55,30 @@ time.sleep = lambda seconds: _sleep(min(seconds, {patience}))
 """
 
 
+# What a Client's process does: run lines of code, answer with what came of each.
+WORK = """
+import contextlib, io, json, sys, traceback
+answers, scope = sys.stdout, {}
+for line in sys.stdin:
+    answer, printed = {}, io.StringIO()
+    scope["result"] = None
+    with contextlib.redirect_stdout(printed):
+        try:
+            exec(json.loads(line), scope)
+        except Exception as error:
+            whole = traceback.TracebackException.from_exception(
+                error, capture_locals=True
+            )
+            for frame in whole.stack:
+                if frame.filename == "<string>":  # this code itself
+                    frame.locals = None
+            answer = {"error": type(error).__name__, "said": str(error),
+                      "trace": "".join(whole.format())}
+    answer |= {"result": scope["result"], "printed": printed.getvalue()}
+    print(json.dumps(answer), file=answers, flush=True)
+"""
+
+
 @dataclass(frozen=True)
 class Request:
     """One request: what was asked, by whom, and what came of it.
@@ -80,6 +107,7 @@ class Fault:
     path: str
     status: int | None
     retry_after: int | None
+    message: str | None
     hits: int = 0
 
 
@@ -137,6 +165,26 @@ class Repo:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.open = set()
+
+    def process_request(self, request, client_address):
+        self.open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request):
+        self.open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self):
+        """Close the port, and the connections that clients keep open."""
+        self.shutdown()
+        self.server_close()
+        for request in list(self.open):
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request, client_address):
         error = sys.exception()
         if not isinstance(error, ConnectionError):  # a client may go away
@@ -160,18 +208,20 @@ class Hub:
     def __enter__(self):
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.home = Path(self._folder.name)
+        self._start(0, 0)
+        return self
+
+    def _start(self, *ports):
         self._servers = []
-        for handler in (HubHandler, StorageHandler):
-            server = _Server(("127.0.0.1", 0), handler)
+        for handler, port in zip((HubHandler, StorageHandler), ports, strict=True):
+            server = _Server(("127.0.0.1", port), handler)
             server.hub = self
             threading.Thread(
                 target=server.serve_forever, args=(0.05,), daemon=True
             ).start()
             self._servers.append(server)
-        self.endpoint, self.storage = (
-            f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers
-        )
-        return self
+        self.ports = [server.server_address[1] for server in self._servers]
+        self.endpoint, self.storage = (f"http://127.0.0.1:{p}" for p in self.ports)
 
     def __exit__(self, *_):
         self.stop()
@@ -182,9 +232,17 @@ class Hub:
     def stop(self):
         """Close both ports: from here on the hub is unreachable."""
         for server in self._servers:
-            server.shutdown()
-            server.server_close()
+            server.hang_up()
         self._servers = []
+
+    @contextlib.contextmanager
+    def unreachable(self):
+        """Both ports are closed in this block."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self._start(*self.ports)
 
     def add(self, repo_id, files, repo_type="dataset", private=False, tag=None):
         """Make a repository, or a further commit that replaces its files.
@@ -235,14 +293,17 @@ class Hub:
         path="*",
         status=None,
         retry_after=None,
+        message=None,
     ):
         """Let requests of a repository fail until `mend`, or the first `times` of them.
 
         fault: a key of FAULTS. on: kinds of request, instead of the fault's usual ones.
-        path: pattern of the files in the repository, where a request is for a file.
+        path: pattern of the files in the repository, where a request is for a file; of
+            their sha256 for a PUT, which knows no more.
+        message: the hub's words.
         """
         kinds = FAULTS[fault] if on is None else on
-        made = Fault(fault, tuple(kinds), times, path, status, retry_after)
+        made = Fault(fault, tuple(kinds), times, path, status, retry_after, message)
         with self.lock:
             self.faults.append((repo_id, made))
         return made
@@ -300,6 +361,38 @@ class Hub:
             "OMP_NUM_THREADS": "1",
             **more,
         }
+
+    @contextlib.contextmanager
+    def client(self, token=TOKEN, patience=0.01, **environ):
+        """A process whose hub this is, that stays for many pieces of code.
+
+        Yields: a function of code. It returns {"result": what the code left in the
+        variable of that name, "printed"} and, if it raised, {"error": the type's name,
+        "said", "trace": with the values of all variables}.
+        """
+        with open(self.home / "client.log", "w+") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", HURRY.format(patience=patience) + WORK],
+                env=self.environ(token, **environ),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+            def ask(code):
+                process.stdin.write(json.dumps(code) + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                assert answer, (self.home / "client.log").read_text()[-3000:]
+                return json.loads(answer)
+
+            try:
+                yield ask
+            finally:
+                process.stdin.close()
+                process.wait(timeout=30)
+                process.stdout.close()
 
     def run(self, code, token=TOKEN, patience=0.01, timeout=120, **environ):
         """Run Python code in a process whose hub this is.

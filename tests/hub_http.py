@@ -132,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {} if after is None else {"Retry-After": str(after)}
             self.refuse(429, message="Too many requests", headers=headers)
         if fault.name == "broken":
-            self.refuse(fault.status or 500, message="Internal Server Error")
+            message = fault.message or "Internal Server Error"
+            self.refuse(fault.status or 500, message=message)
         if fault.name == "forbidden":
             self.refuse(
                 403, message=f"You don't have the rights to write to {self.repo_id}"
@@ -181,7 +182,7 @@ class StorageHandler(_Handler):
         if not found:
             self.refuse(404)
         self.kind, self.repo_id, sha256, self.file = found.groups()
-        self.file = unquote(self.file) or None
+        self.file = unquote(self.file) or sha256  # a PUT knows no name
         if self.token:  # the real one refuses a request that is signed twice
             self.refuse(400, message="Only one auth mechanism allowed")
         hub = self.server.hub

@@ -1,44 +1,16 @@
-"""Names, cards and uploads; nothing here reaches a network."""
+"""Names, cards, licences, and what may be sent; nothing here reaches a network."""
 
+import errno
 import json
 import re
 
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
+from publishable import AGREEMENT, LLAMA, NOTICE, RESULTS, model_folder, pass_gate
 
-from course_utils import publishing
-
-PROOF = {"n": 60, "kl": 1.3e-06, "greedy_agreement": 1.0, "failures": []}
-RESULTS = {
-    "name": "someone/orpo-lab",
-    "base_model": "the course's lab model",
-    "license": "apache-2.0",
-    "data": {"description": "Seven sources.", "sources": {"sums": 300, "towns": 280}},
-    "settings": {"learning_rate": 0.003, "beta": 0.5},
-    "evaluation": [
-        {
-            "model": model,
-            "metric": "preference accuracy",
-            "value": value,
-            "low": value - 0.04,
-            "high": value + 0.03,
-            "n": 210,
-            "seeds": 1,
-        }
-        for model, value in (("base", 0.4476), ("merged", 0.7857))
-    ],
-    "proof": PROOF,
-    "run": {"date": "2026-11-22", "minutes": 1.5},
-    "limits": "A small model of a small world.",
-}
-LLAMA = {
-    **RESULTS,
-    "name": "someone/Llama-3-8B-ORPO",
-    "base_model": "meta-llama/Meta-Llama-3-8B",
-    "license": "llama3",
-}
-
+from course_utils import publishing, sources
+from course_utils.publishing import licence, model_card
 
 # ---- names ----
 
@@ -82,20 +54,88 @@ def test_a_name_that_the_hub_rejects():
 
 
 def numbers(text):
-    return {float(n) for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?", text)}
+    return {float(n) for n in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?", text)}
 
 
-def test_every_number_in_the_card_was_measured():
-    text = publishing.card(RESULTS).text
-    tables = text[text.index("## Data") :]
-    measured = numbers(json.dumps(RESULTS))
+def test_every_number_in_the_card_was_measured(tmp_path):
+    gate = pass_gate(tmp_path)
+    text = publishing.card(RESULTS, gate).text
+    measured = numbers(json.dumps([RESULTS, gate]))
     rounded = {float(f"{number:.4g}") for number in measured}
-    assert numbers(tables) - {95.0} <= measured | rounded  # 95 % names the interval
-    assert {280.0, 0.4476, 0.7857, 210.0, 1.3e-06} <= numbers(tables)
+    assert numbers(text) - {95.0} <= measured | rounded  # 95 % names the interval
+    shown = {280.0, 580.0, 0.4476, 0.7857, 210.0, 1.25e-06, 2.25, -0.1}
+    assert shown <= numbers(text)
+
+
+def test_each_figure_of_the_results_changes_the_card():
+    """No number in the card stands there by itself."""
+    for path in [
+        ("data", "pairs"),
+        ("settings", "beta"),
+        ("evaluation", 0, "low"),
+        ("evaluation", 1, "n"),
+        ("curves", 19, "margin"),
+        ("cost", "peak_gib"),
+        ("run", "minutes"),
+    ]:
+        changed = json.loads(json.dumps(RESULTS))
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = 777
+        if path == ("data", "pairs"):
+            changed["data"]["sources"]["sums"]["pairs"] = 777 - 280
+        assert 777 in numbers(publishing.card(changed).text), path
+
+
+@pytest.mark.parametrize("part", ["evaluation", "curves", "cost", "gate"])
+def test_what_was_not_measured_says_so(tmp_path, part):
+    gate = None if part == "gate" else pass_gate(tmp_path)
+    results = {key: value for key, value in RESULTS.items() if key != part}
+    whole = publishing.card(RESULTS, pass_gate(tmp_path)).text.count("not measured")
+    assert whole == 1  # the energy
+    assert publishing.card(results, gate).text.count("not measured") > whole
+
+
+def test_a_score_without_an_interval_says_so():
+    row = {"model": "merged", "metric": "accuracy", "value": 0.5, "n": 10}
+    text = publishing.card({**RESULTS, "evaluation": [row]}).text
+    bounds = "not measured | not measured"
+    assert f"| merged | accuracy | 0.5 | {bounds} | 10 | not measured |" in text
+
+
+def test_licences_of_the_sources_stand_beside_their_counts():
+    text = publishing.card(RESULTS).text
+    assert "| towns | 280 | cc-by-4.0 | owner/towns |" in text
+    assert publishing.card(RESULTS).data.datasets == ["owner/towns"]
+    plain = {"description": "Pairs.", "sources": {"sums": 3}}
+    text = publishing.card({**RESULTS, "data": plain}).text
+    assert "| sums | 3 | not stated | not stated |" in text
+
+
+def test_the_data_cards_say_under_which_licence_a_pair_is():
+    pairs = [{"source": "toxic"}, {"source": "toxic"}, {"source": "prm"}]
+    card = sources.cards()["toxic"]
+    real = publishing.describe_sources(pairs, "hub")
+    toxic = {"pairs": 2, "license": card.license, "repo": card.repo}
+    assert real["toxic"] == toxic and real["prm"]["pairs"] == 1
+    lab = publishing.describe_sources(pairs, "world")["toxic"]
+    assert (lab["pairs"], lab["license"]) == (2, "apache-2.0")
+
+
+def test_counts_that_do_not_sum_are_refused():
+    data = {**RESULTS["data"], "pairs": 581}
+    with pytest.raises(ValueError, match="sum to 580, but the data say 581"):
+        publishing.card({**RESULTS, "data": data})
+
+
+def test_a_figure_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match=r"results\['cost'\]\['minutes'\] is nan"):
+        publishing.card({**RESULTS, "cost": {"minutes": float("nan")}})
 
 
 def test_the_card_s_metadata_is_read_back_by_the_hub_s_own_parser(tmp_path):
-    publishing.card(LLAMA).save(tmp_path / "README.md")
+    (tmp_path / "README.md").write_text(str(publishing.card(LLAMA)), encoding="utf-8")
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.base_model, data.license) == (LLAMA["base_model"], "llama3")
     (score,) = data.eval_results  # the merged model's only
@@ -107,8 +147,8 @@ def test_a_card_without_scores_of_the_merged_model_claims_none():
     assert publishing.card(results).data.eval_results is None
 
 
-@pytest.mark.parametrize("missing", publishing.REQUIRED)
-def test_what_was_not_measured_cannot_be_published(missing):
+@pytest.mark.parametrize("missing", model_card.REQUIRED)
+def test_a_card_needs_its_facts(missing):
     results = {key: value for key, value in RESULTS.items() if key != missing}
     with pytest.raises(ValueError, match=f"needs {missing}"):
         publishing.card(results)
@@ -137,111 +177,190 @@ def test_nothing_false_and_zero_are_told_apart():
         assert f"| {row} |" in text
 
 
-def test_llama_3_gets_its_banner_and_notice(tmp_path):
-    publishing.write_card(LLAMA, tmp_path)
-    assert "Built with Meta Llama 3" in (tmp_path / "README.md").read_text()
-    assert "Meta Llama 3 Community License" in (tmp_path / "NOTICE").read_text()
-    assert json.loads((tmp_path / "results.json").read_text()) == LLAMA
+# ---- the licence ----
 
 
-def test_others_do_not(tmp_path):
-    publishing.write_card(RESULTS, tmp_path)
-    assert "Llama 3" not in (tmp_path / "README.md").read_text()
-    assert not (tmp_path / "NOTICE").exists()
+def test_the_terms_are_read_from_the_agreement():
+    assert licence.read_terms(AGREEMENT) == licence.LLAMA_3
+    with pytest.raises(ValueError, match="does not state the mark, banner, notice"):
+        licence.read_terms("Apache License")
 
 
-# ---- the upload ----
+def test_llama_3_gets_its_banner_notice_and_a_copy_of_the_agreement(tmp_path):
+    base, folder = tmp_path / "base", tmp_path / "merged"
+    base.mkdir()
+    folder.mkdir()
+    (base / "LICENSE.txt").write_text(AGREEMENT, encoding="utf-8")
+    (base / "USE_POLICY.md").write_text("be nice")
+    publishing.write_card(LLAMA, folder, base=base)
+    assert "**Built with Meta Llama 3.**" in (folder / "README.md").read_text()
+    assert (folder / "NOTICE").read_text(encoding="utf-8") == NOTICE + "\n"
+    assert (folder / "LICENSE").read_text(encoding="utf-8") == AGREEMENT
+    assert (folder / "USE_POLICY.md").read_text() == "be nice"
+    assert json.loads((folder / "results.json").read_text()) == LLAMA
 
 
-class Hub:
-    """Stands in for HfApi and notes what it is asked."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, token):
-        self.calls.append(("token", token))
-        return self
-
-    def create_repo(self, repo_id, **options):
-        self.calls.append(("create_repo", repo_id, options))
-
-    def upload_folder(self, **options):
-        self.calls.append(("upload_folder", options))
+def test_a_base_without_its_agreement(tmp_path):
+    base, folder = tmp_path / "base", tmp_path / "merged"
+    base.mkdir()
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no LICENSE.*Put that file into"):
+        publishing.write_card(LLAMA, folder, base=base)
+    assert list(folder.iterdir()) == []
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    hub = Hub()
-    monkeypatch.setattr(publishing, "HfApi", hub)
-    return hub
-
-
-def finished(folder, results):
+def test_a_later_llama_is_under_its_own_agreement(tmp_path):
+    later = AGREEMENT.replace("Meta Llama 3", "Llama 3.2").replace(
+        "“Built with Llama 3.2”", "“Built with Llama”"
+    )
+    later = later.replace("META LLAMA 3", "LLAMA 3.2").replace("“Llama 3”", "“Llama”")
+    results = LLAMA | {"base_model": "x/Llama-3.2-1B", "name": "someone/Llama-orpo"}
+    folder = model_folder(tmp_path, LLAMA)
+    (folder / "LICENSE").write_text(later, encoding="utf-8")
     publishing.write_card(results, folder)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"x" * 3_000_000)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "**Built with Llama.**" in card and "Built with Meta" not in card
+    notice = (folder / "NOTICE").read_text(encoding="utf-8")
+    assert notice.startswith("Llama 3.2 is licensed under the Llama 3.2 Community")
+    publishing.ready(folder)
+
+
+def test_others_need_none_of_it(tmp_path):
+    folder = model_folder(tmp_path)
+    assert "Llama 3" not in (folder / "README.md").read_text()
+    assert not (folder / "NOTICE").exists() and not (folder / "LICENSE").exists()
+    publishing.ready(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda f: (f / "LICENSE").unlink(), "copy of its agreement"),
+        (lambda f: (f / "LICENSE").write_text("MIT"), "does not state"),
+        (lambda f: (f / "NOTICE").unlink(), "does not hold the sentence"),
+        (lambda f: (f / "NOTICE").write_text("Meta"), "does not hold the sentence"),
+        (lambda f: edit(f / "README.md", "Built with Meta", "With"), "does not say"),
+        (lambda f: edit(f / "results.json", "Llama-3-8B", "8B"), "begins with"),
+        (lambda f: edit(f / "results.json", '"llama3"', '"mit"'), "say llama3"),
+    ],
+)
+def test_the_gate_enforces_the_licence(tmp_path, spoil, error):
+    folder = model_folder(tmp_path, LLAMA)
+    assert {"LICENSE", "NOTICE"} <= set(publishing.upload(folder).files)
+    spoil(folder)
+    with pytest.raises((FileNotFoundError, ValueError), match=error):
+        publishing.upload(folder)
+
+
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_an_agreement_in_the_folder_binds_whatever_the_base_is_called(tmp_path):
+    folder = model_folder(tmp_path)
+    (folder / "LICENSE").write_text(AGREEMENT, encoding="utf-8")
+    with pytest.raises(ValueError, match='begins with "Llama 3"'):
+        publishing.upload(folder)
+
+
+# ---- what may be sent ----
+
+
+def test_a_dry_run_says_what_would_be_sent_and_where(tmp_path):
+    folder = model_folder(tmp_path)
     (folder / "optimizer.pt").write_bytes(b"x")
     (folder / ".env").write_text("HF_TOKEN=secret")
-    (folder / "runs").mkdir()
-    (folder / "runs" / "events.log").write_text("x")
-    return folder
-
-
-def test_a_dry_run_says_what_would_be_sent_and_asks_nobody(tmp_path, hub):
-    plan = publishing.upload(finished(tmp_path, RESULTS), environ={"HF_TOKEN": "x"})
-    assert hub.calls == [] and plan.sent is False
-    assert sorted(plan.files) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "results.json",
-    ]
-    assert plan.left == (".env", "optimizer.pt", "runs/events.log")
-    assert plan.files["model.safetensors"] == 3_000_000
+    (folder / "checkpoint-10").mkdir()
+    (folder / "checkpoint-10" / "model.safetensors").write_bytes(b"x")
+    (folder / "checkpoint-10" / "config.json").write_text("{}")
+    plan = publishing.upload(folder)
+    assert not plan.sent
+    assert set(plan.files) == {
+        "README.md", "chat_template.jinja", "config.json", "curves.png",
+        "model.safetensors", "release_gate.json", "results.json",
+    }  # fmt: skip
+    assert plan.total_bytes == sum((folder / n).stat().st_size for n in plan.files)
     text = str(plan)
-    assert text.startswith("dry run, would be sent to someone/orpo-lab (private)")
+    assert "dry run, would be sent to" in text and "someone/orpo-lab (private)" in text
+    for name in (".env", "optimizer.pt", "checkpoint-10/model.safetensors"):
+        assert f"stays here     {name}" in text
     assert "3,000.0 kB  model.safetensors" in text
 
 
-def test_sending_needs_the_flag_and_a_token(tmp_path, hub):
-    folder = finished(tmp_path, RESULTS)
-    with pytest.raises(PermissionError, match="HF_TOKEN"):
-        publishing.upload(folder, send=True, environ={"HF_TOKEN": " "})
-    assert hub.calls == []
-
-
-def test_sending_makes_a_private_repository_and_sends_the_planned_files(tmp_path, hub):
-    folder = finished(tmp_path, RESULTS)
-    plan = publishing.upload(folder, send=True, environ={"HF_TOKEN": "secret"})
-    token, create, send = hub.calls
-    assert token == ("token", "secret")
-    assert create[1:] == ("someone/orpo-lab", {"private": True, "exist_ok": True})
-    assert send[1]["allow_patterns"] == list(plan.files)
-    assert send[1]["folder_path"] == folder
-    assert "secret" not in str(plan) + repr(plan)
-
-
-def test_a_failed_proof_is_not_published(tmp_path, hub):
-    proof = {**PROOF, "failures": ["KL is 2e-3 nats a token, more than 5e-05"]}
-    folder = finished(tmp_path, {**RESULTS, "proof": proof})
-    for send in (False, True):
-        with pytest.raises(ValueError, match="proof failed.*KL is 2e-3"):
-            publishing.upload(folder, send=send, environ={"HF_TOKEN": "x"})
-    assert hub.calls == []
-
-
-def test_a_derivative_of_llama_3_carries_its_licence(tmp_path, hub):
-    folder = finished(tmp_path, LLAMA)
-    with pytest.raises(FileNotFoundError, match="copy of its licence"):
+def test_without_the_gate_s_record_nothing_goes(tmp_path):
+    folder = model_folder(tmp_path)
+    (folder / "release_gate.json").unlink()
+    with pytest.raises(FileNotFoundError, match="release_gate"):
         publishing.upload(folder)
-    (folder / "LICENSE").write_text("the agreement")
-    assert {"LICENSE", "NOTICE"} <= set(publishing.upload(folder).files)
 
 
-@pytest.mark.parametrize("missing", ["README.md", "results.json", "config.json"])
+def test_what_the_gate_refused_does_not_go(tmp_path):
+    folder = model_folder(tmp_path, passed=False)
+    for send in (False, True):
+        with pytest.raises(ValueError, match="KL is 2e-3"):
+            publishing.upload(folder, send=send)
+
+
+def test_what_changed_after_the_gate_does_not_go(tmp_path):
+    folder = model_folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="model.safetensors changed since"):
+        publishing.upload(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("README.md", "0.7857", "0.9857"),
+        ("results.json", "0.7857", "0.9857"),
+        ("release_gate.json", "1.25e-06", "1.25e-08"),
+    ],
+)
+def test_a_card_that_is_not_the_results_does_not_go(tmp_path, file, old, new):
+    folder = model_folder(tmp_path)
+    edit(folder / file, old, new)
+    with pytest.raises(ValueError, match="is not the card of results.json"):
+        publishing.upload(folder)
+
+
+@pytest.mark.parametrize(
+    "missing", ["README.md", "results.json", "config.json", "curves.png"]
+)
 def test_an_unfinished_folder_says_what_is_missing(tmp_path, missing):
-    folder = finished(tmp_path, RESULTS)
+    folder = model_folder(tmp_path)
     (folder / missing).unlink()
     with pytest.raises(FileNotFoundError, match=missing):
         publishing.upload(folder)
+
+
+def test_curves_of_an_earlier_card_do_not_go(tmp_path):
+    folder = model_folder(tmp_path)
+    publishing.write_card({**RESULTS, "curves": []}, folder)
+    assert "curves.png" in publishing.upload(folder).left
+
+
+def test_a_token_in_a_file_does_not_go(tmp_path):
+    secret = "hf_" + "Planted" * 5
+    folder = model_folder(tmp_path, {**RESULTS, "run": {"command": f"X={secret} run"}})
+    with pytest.raises(ValueError, match="results.json|README.md") as raised:
+        publishing.upload(folder)
+    assert secret not in str(raised.value) and "access token" in str(raised.value)
+
+
+def test_a_full_disk_leaves_no_half_card(tmp_path, monkeypatch):
+    folder = model_folder(tmp_path)
+    before = (folder / "README.md").read_bytes()
+    names = sorted(folder.iterdir())
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def write_half(path, text, **_):
+        path.write_bytes(text.encode()[:10])
+        raise full
+
+    monkeypatch.setattr(type(folder), "write_text", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        publishing.write_card({**RESULTS, "limits": "Others."}, folder)
+    assert (folder / "README.md").read_bytes() == before
+    assert sorted(folder.iterdir()) == names
