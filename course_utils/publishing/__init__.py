@@ -1,21 +1,17 @@
 """Publishing a model: its name, its card, its licence, its upload."""
 
-from course_utils.proof import MAX_KL, Proof, prove_equal
 from course_utils.publishing.folder import ready, write_card
 from course_utils.publishing.hub import Upload, download_and_compare, upload
 from course_utils.publishing.licence import check_name, is_llama3
 from course_utils.publishing.model_card import card, describe_sources
 
 __all__ = [
-    "MAX_KL",
-    "Proof",
     "Upload",
     "card",
     "check_name",
     "describe_sources",
     "download_and_compare",
     "is_llama3",
-    "prove_equal",
     "ready",
     "upload",
     "write_card",

@@ -96,7 +96,9 @@ def explained(error, repo_id, resume=""):
 
 def _by_status(error, repo_id, resume):
     status = error.response.status_code
-    words = f" The hub says: {error.server_message}" if error.server_message else ""
+    words = error.server_message or ""
+    if words:
+        words = f" The hub says: {words.rstrip('.')}."
     if status == 401:
         return PermissionError, (
             f"The hub does not accept the token (401), or {repo_id} is not there for "

@@ -56,6 +56,7 @@ class Upload:
         lines += [f"  stays here     {name}" for name in self.left]
         if self.sent:
             lines.append(f"commit {self.commit}: the hub's hashes equal the local ones")
+            lines.append("Look at it there; its settings page can make it public.")
         return "\n".join(lines)
 
 

@@ -186,7 +186,11 @@ def _gate(gate):
         }
         for check in gate["checks"]
     ]
-    return f"{head}The release gate {verdict} this folder.\n\n{table(checks)}"
+    n = gate["measured"].get("n", NOT_MEASURED)
+    return (
+        f"{head}The release gate {verdict} this folder (prompts: {n}).\n\n"
+        f"{table(checks)}"
+    )
 
 
 def _cost(cost):
