@@ -285,8 +285,8 @@ def test_a_dry_run_says_what_would_be_sent_and_where(tmp_path):
     text = str(plan)
     assert "dry run, would be sent to" in text and "someone/orpo-lab (private)" in text
     for name in (".env", "optimizer.pt", "checkpoint-10/model.safetensors"):
-        assert f"stays here     {name}" in text
-    assert "3,000.0 kB  model.safetensors" in text
+        assert f"stays here  {name}" in text
+    assert "3,000,000 bytes  model.safetensors" in text
 
 
 def test_without_the_gate_s_record_nothing_goes(tmp_path):

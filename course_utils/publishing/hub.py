@@ -48,12 +48,10 @@ class Upload:
     def __str__(self):
         verb = "sent to" if self.sent else "dry run, would be sent to"
         lines = [f"{verb} {self.url} (private):"]
-        lines += [
-            f"  {size / 1e3:10,.1f} kB  {name}" for name, size in self.files.items()
-        ]
+        lines += [f"  {size:14,} bytes  {name}" for name, size in self.files.items()]
         count = len(self.files)
-        lines.append(f"  {self.total_bytes / 1e3:10,.1f} kB  together, {count} files")
-        lines += [f"  stays here     {name}" for name in self.left]
+        lines.append(f"  {self.total_bytes:14,} bytes  in all, {count} files")
+        lines += [f"  {'stays here':>20s}  {name}" for name in self.left]
         if self.sent:
             lines.append(f"commit {self.commit}: the hub's hashes equal the local ones")
             lines.append("Look at it there; its settings page can make it public.")

@@ -241,16 +241,16 @@ def _require_finite(value, where):
 
 
 def draw_curves(points, path):
-    """The curves as a picture: log-probs on the left, all else on the right."""
+    """The curves as a picture: log-probs together, each other figure by itself."""
     from matplotlib.figure import Figure
 
     from course_utils import plots
 
-    figure = Figure(figsize=(7, 2.6), dpi=90, layout="constrained")
     steps = [point["step"] for point in points]
     names = [name for name in points[0] if name != "step"]
-    pairs = [name for name in names if name in plots.STYLES]
-    groups = [group for group in (pairs, [n for n in names if n not in pairs]) if group]
+    both = [name for name in names if name in plots.STYLES]
+    groups = ([both] if both else []) + [[n] for n in names if n not in both]
+    figure = Figure(figsize=(3 * len(groups), 2.6), dpi=80, layout="constrained")
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     for ax, group in zip(axes, groups, strict=True):
         for name in group:
@@ -258,10 +258,12 @@ def draw_curves(points, path):
                 steps,
                 [point[name] for point in points],
                 plots.STYLES.get(name, "-"),
-                color=plots.COLOURS.get(name),
+                color=plots.COLOURS.get(name, "black"),
                 label=name,
             )
-        ax.legend(frameon=False, fontsize=8)
-        unit = "mean log-prob per token (nats)" if group is pairs else ""
-        plots.tidy(ax, "on held-out pairs", "optimizer step", unit)
+        title, unit = " and ".join(group), ""
+        if group is both:
+            ax.legend(frameon=False, fontsize=8)
+            unit = "log-prob per token (nats)"
+        plots.tidy(ax, title, "optimizer step", unit)
     figure.savefig(path)
