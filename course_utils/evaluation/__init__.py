@@ -30,6 +30,7 @@ from course_utils.evaluation.reading import SideBySide, side_by_side
 from course_utils.evaluation.scoring import (
     AnswerScores,
     PairScores,
+    autocast,
     half_precision,
     score_answers,
     score_pairs,
@@ -45,6 +46,7 @@ __all__ = [
     "PreferenceCurve",
     "SideBySide",
     "Verdicts",
+    "autocast",
     "compare_paired",
     "detectable_difference",
     "estimate",
