@@ -32,6 +32,11 @@ RESULTS = {
         }
         for model, value in (("base", 0.4476), ("merged", 0.7857))
     ],
+    "cost": {"minutes": 1.5, "peak_gib": 2.25},
+    "run": {"date": "2026-11-22", "minutes": 1.5},
+    "limits": "A small model of a small world.",
+}
+CURVES = {
     "curves": [
         {
             "step": 10 * i,
@@ -41,9 +46,6 @@ RESULTS = {
         }
         for i in range(20)
     ],
-    "cost": {"minutes": 1.5, "peak_gib": 2.25},
-    "run": {"date": "2026-11-22", "minutes": 1.5},
-    "limits": "A small model of a small world.",
 }
 LLAMA = {
     **RESULTS,

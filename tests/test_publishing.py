@@ -7,10 +7,20 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
-from publishable import AGREEMENT, LLAMA, NOTICE, RESULTS, model_folder, pass_gate
+from publishable import (
+    AGREEMENT,
+    CURVES,
+    LLAMA,
+    NOTICE,
+    RESULTS,
+    model_folder,
+    pass_gate,
+)
 
 from course_utils import publishing, sources
 from course_utils.publishing import licence, model_card
+
+FULL = RESULTS | CURVES
 
 # ---- names ----
 
@@ -59,8 +69,8 @@ def numbers(text):
 
 def test_every_number_in_the_card_was_measured(tmp_path):
     gate = pass_gate(tmp_path)
-    text = publishing.card(RESULTS, gate).text
-    measured = numbers(json.dumps([RESULTS, gate]))
+    text = publishing.card(FULL, gate).text
+    measured = numbers(json.dumps([FULL, gate]))
     rounded = {float(f"{number:.4g}") for number in measured}
     assert numbers(text) - {95.0} <= measured | rounded  # 95 % names the interval
     shown = {280.0, 580.0, 0.4476, 0.7857, 210.0, 1.25e-06, 2.25, -0.1}
@@ -78,7 +88,7 @@ def test_each_figure_of_the_results_changes_the_card():
         ("cost", "peak_gib"),
         ("run", "minutes"),
     ]:
-        changed = json.loads(json.dumps(RESULTS))
+        changed = json.loads(json.dumps(FULL))
         place = changed
         for key in path[:-1]:
             place = place[key]
@@ -91,8 +101,8 @@ def test_each_figure_of_the_results_changes_the_card():
 @pytest.mark.parametrize("part", ["evaluation", "curves", "cost", "gate"])
 def test_what_was_not_measured_says_so(tmp_path, part):
     gate = None if part == "gate" else pass_gate(tmp_path)
-    results = {key: value for key, value in RESULTS.items() if key != part}
-    whole = publishing.card(RESULTS, pass_gate(tmp_path)).text.count("not measured")
+    results = {key: value for key, value in FULL.items() if key != part}
+    whole = publishing.card(FULL, pass_gate(tmp_path)).text.count("not measured")
     assert whole == 1  # the energy
     assert publishing.card(results, gate).text.count("not measured") > whole
 
@@ -269,7 +279,7 @@ def test_an_agreement_in_the_folder_binds_whatever_the_base_is_called(tmp_path):
 
 
 def test_a_dry_run_says_what_would_be_sent_and_where(tmp_path):
-    folder = model_folder(tmp_path)
+    folder = model_folder(tmp_path, FULL)
     (folder / "optimizer.pt").write_bytes(b"x")
     (folder / ".env").write_text("HF_TOKEN=secret")
     (folder / "checkpoint-10").mkdir()
@@ -329,15 +339,15 @@ def test_a_card_that_is_not_the_results_does_not_go(tmp_path, file, old, new):
     "missing", ["README.md", "results.json", "config.json", "curves.png"]
 )
 def test_an_unfinished_folder_says_what_is_missing(tmp_path, missing):
-    folder = model_folder(tmp_path)
+    folder = model_folder(tmp_path, FULL)
     (folder / missing).unlink()
     with pytest.raises(FileNotFoundError, match=missing):
         publishing.upload(folder)
 
 
 def test_curves_of_an_earlier_card_do_not_go(tmp_path):
-    folder = model_folder(tmp_path)
-    publishing.write_card({**RESULTS, "curves": []}, folder)
+    folder = model_folder(tmp_path, FULL)
+    publishing.write_card(RESULTS, folder)
     assert "curves.png" in publishing.upload(folder).left
 
 
