@@ -1,73 +1,33 @@
-"""The proof passes for a faithful merge and names each way in which one goes wrong."""
+"""The release gate passes a faithful merge, and names each way in which one is not."""
 
 import json
 import shutil
-from copy import deepcopy
+import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_llama import tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from tuned_llama import PROMPTS, base_model, chat_tokenizer, trained_model
 
-from course_utils import chat, models
-from course_utils.proof import compare as proof
-
-QUESTIONS = ["What is 47 + 38?", "Name three rivers.", "What is the capital of France?"]
-ANSWERS = ["It is 85.", "Three rivers are the Rhine, the Danube.", "Paris."]
-PROMPTS = [[{"role": "user", "content": question}] for question in QUESTIONS]
+from course_utils import merging, proof
+from course_utils.proof import behaviour, files, gate
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    tokenizer = tiny_tokenizer()
-    chat.use_llama3_chat(tokenizer)
-    return tokenizer
-
-
-def base(tokenizer):
-    return tiny_model(len(tokenizer), hidden_size=128, seed=3)
+    return chat_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def trained(tokenizer):
-    """A tiny base whose adapter has learned three answers and when to stop."""
-    control = tokenizer.convert_tokens_to_ids(["<|start_header_id|>", "<|eot_id|>"])
-    lora = LoraConfig(
-        r=8,
-        lora_alpha=16,
-        target_modules=models.LINEAR_LAYERS,
-        task_type="CAUSAL_LM",
-        trainable_token_indices={"embed_tokens": control, "lm_head": control},
-    )
-    torch.manual_seed(0)
-    model = get_peft_model(base(tokenizer), lora)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-2
-    )
-    texts = [
-        [*prompt, {"role": "assistant", "content": answer}]
-        for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
-    ]
-    rows = proof._encode(tokenizer, PROMPTS)
-    whole = [
-        tokenizer(
-            tokenizer.apply_chat_template(text, tokenize=False),
-            add_special_tokens=False,
-        )["input_ids"]
-        for text in texts
-    ]
-    for _ in range(100):
-        loss = 0
-        for prompt, ids in zip(rows, whole, strict=True):
-            labels = [-100] * len(prompt) + ids[len(prompt) :]
-            ids, labels = torch.tensor([ids]), torch.tensor([labels])
-            loss = loss + model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
+    return trained_model(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def observation(trained, tokenizer):
+    return proof.observe(trained, tokenizer, PROMPTS, max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
@@ -77,77 +37,267 @@ def adapter(trained, tmp_path_factory):
     return folder
 
 
-def merge(tokenizer, adapter):
-    merged = PeftModel.from_pretrained(base(tokenizer), adapter).merge_and_unload()
-    merged.generation_config.eos_token_id = tokenizer.eos_token_id
-    return merged
+def merged_model(tokenizer, adapter):
+    return PeftModel.from_pretrained(base_model(tokenizer), adapter).merge_and_unload()
 
 
-@pytest.fixture
-def merged(tokenizer, adapter):
-    return merge(tokenizer, adapter)
-
-
-def save(model, tokenizer, folder):
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+@pytest.fixture(scope="module")
+def faithful(tokenizer, adapter, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faithful") / "model"
+    merging.save(merged_model(tokenizer, adapter), tokenizer, folder)
     return folder
 
 
 @pytest.fixture
+def folder(faithful, tmp_path):
+    """A copy of the faithful merge, to spoil."""
+    return shutil.copytree(faithful, tmp_path / "model")
+
+
+@pytest.fixture
 def same_process(monkeypatch):
-    """Read the folder here: a new process takes seconds, and one test is enough."""
-    monkeypatch.setattr(proof, "_answers_of_new_process", proof.answer_from_folder)
+    """Run the folder here: a new process takes seconds, and one test is enough."""
+
+    def run_here(folder, observation):
+        out = folder.parent / "out"
+        out.mkdir(exist_ok=True)
+        o = observation
+        gate.behave_from_folder(
+            folder, out, o.prompts, o.reference.answers, o.max_new_tokens
+        )
+        said = json.loads((out / gate.ANSWERS).read_text())
+        logits = load_file(out / gate.BEHAVIOUR)
+        rows = tuple(logits[str(i)] for i in range(len(o.prompts)))
+        return behaviour.Behaviour(said["questions"], said["answers"], rows)
+
+    monkeypatch.setattr(gate, "run_folder", run_here)
 
 
-def prove(trained, merged, tokenizer, **more):
-    return proof.prove_equal(
-        trained, merged, tokenizer, PROMPTS, max_new_tokens=24, **more
-    )
+def failed(found):
+    return {check.name for check in found.checks if not check.passed}
 
 
-# ---- a faithful merge ----
+# --- a faithful merge ---------------------------------------------------------------
 
 
-def test_a_faithful_merge_passes_and_a_new_process_agrees(
-    trained, merged, tokenizer, tmp_path
+def test_a_faithful_merge_passes_in_a_new_process(observation, folder, tokenizer):
+    found = proof.release_gate(observation, folder, tokenizer, command="a test")
+    assert found.passed and found.failures == () and str(found).endswith("PASSED")
+    d = found.distance
+    assert d.n == 3 and d.tokens > 8
+    assert d.kl.value < 1e-9 and d.max_logit_difference < 1e-3
+    assert d.same_answers.value == d.same_next_token == d.stop_is_argmax == d.ended == 1
+    record = proof.require_passed(folder)
+    assert len(record["checks"]) == len(found.checks) == 15
+    assert record["run"]["command"] == "a test"
+    assert record["measured"]["distance"]["kl"]["n"] == 3
+    assert sorted(record["files"])[:2] == ["chat_template.jinja", "config.json"]
+
+
+def test_the_record_lies_in_no_folder_that_could_not_be_run(
+    observation, folder, tokenizer, monkeypatch
 ):
-    found = prove(trained, merged, tokenizer, folder=save(merged, tokenizer, tmp_path))
-    assert found.passed and found.failures == ()
-    assert found.n == 3 and found.answer_tokens > 8
-    assert found.kl < 1e-9 and found.max_logit_difference < 1e-3
-    assert found.greedy_agreement == found.reloaded_agreement == 1
-    assert found.ended == found.ended_trained == 1
-    assert found.vocabulary_unchanged and found.finite and found.no_quantization_config
-    assert str(found).endswith("PASSED")
-    json.dumps(proof.asdict(found))  # a card can hold it
+    (folder / proof.GATE_FILE).write_text('{"passed": true}')
+
+    def broken(command, **more):
+        assert command[1:4] == ["-m", "course_utils.proof", str(folder)]
+        return subprocess.CompletedProcess(command, 1, "", "Trace\nOSError: broken\n")
+
+    monkeypatch.setattr(subprocess, "run", broken)
+    with pytest.raises(RuntimeError, match="cannot run the folder .*: OSError: broken"):
+        proof.release_gate(observation, folder, tokenizer)
+    assert not (folder / proof.GATE_FILE).exists()
 
 
-def test_without_a_folder_the_reload_is_not_claimed(trained, merged, tokenizer):
-    assert prove(trained, merged, tokenizer).reloaded_agreement is None
+def test_the_noise_of_a_float32_model_is_rounding(observation):
+    assert 0 <= observation.noise.kl.value < 1e-9
+    assert observation.noise.same_answers.value == 1
 
 
-def test_kl_and_logits_are_those_of_the_definition(trained, tokenizer):
-    other = base(tokenizer).eval()
-    questions = proof._encode(tokenizer, PROMPTS[:1])
-    answer = tokenizer("Paris is it.", add_special_tokens=False)["input_ids"]
-    kl, largest, count = proof._distance(trained, other, questions, [answer])
-    ids = torch.tensor([questions[0] + answer])
-    at = slice(len(questions[0]) - 1, -1)
-    with torch.no_grad():
-        p, q = trained(ids).logits[0, at], other(ids).logits[0, at]
-    expected = torch.nn.functional.kl_div(
-        q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean"
-    )
-    assert count == len(answer) == len(p)
-    assert kl == pytest.approx(expected.item(), rel=1e-4)
-    assert largest == pytest.approx((p - q).abs().max().item(), rel=1e-4)
+def test_kl_and_logits_are_those_of_the_definition(observation, trained, tokenizer):
+    other = base_model(tokenizer).eval()
+    found = proof.compare(observation, other)
+    kl, largest, tokens = 0, 0, 0
+    reference = observation.reference
+    for question, answer in zip(reference.questions, reference.answers, strict=True):
+        ids = torch.tensor([question + answer])
+        with torch.no_grad():
+            p, q = (m(ids).logits[0, len(question) - 1 : -1] for m in (trained, other))
+        kl += torch.nn.functional.kl_div(
+            q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="sum"
+        ).item()
+        largest = max(largest, (p - q).abs().max().item())
+        tokens += len(answer)
+    assert found.tokens == tokens
+    assert found.kl.value == pytest.approx(kl / tokens, rel=1e-4)
+    assert found.kl.low < found.kl.value < found.kl.high
+    assert found.max_logit_difference == pytest.approx(largest, rel=1e-4)
 
 
-# ---- every fault is named ----
+# --- faults of the files: each has its own check, and only that one fails ------------
 
 
-def test_an_adapter_saved_without_its_token_rows(trained, adapter, tokenizer, tmp_path):
+def edit(folder, name, **changes):
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickled(folder):
+    torch.save({}, folder / "training_args.bin")
+
+
+def own_code(folder):
+    (folder / "code").mkdir()
+    (folder / "code" / "modeling.py").write_text("print()")
+
+
+def no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def not_a_number(folder):
+    # The row of a token that is in no prompt and no answer: no logit shows it.
+    edit_weights(folder, lambda t: t["model.embed_tokens.weight"][3].fill_(torch.nan))
+
+
+def quantization_config(folder):
+    edit(folder, "config.json", quantization_config={"load_in_4bit": True})
+
+
+def four_bit(folder):
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit_weights(folder, lambda t: t.update({name: t[name].to(torch.uint8)}))
+
+
+def unmerged(folder):
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def lora_tensor(folder):
+    edit_weights(folder, lambda t: t.update({"model.lora_A.weight": torch.zeros(1)}))
+
+
+def grown(folder):
+    def grow(tensors):
+        for name in files.TABLES:
+            rows = tensors[name]
+            tensors[name] = torch.cat([rows, rows[:8]])
+
+    edit_weights(folder, grow)
+    edit(folder, "config.json", vocab_size=len(chat_tokenizer()) + 8)
+
+
+def added_token(folder):
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(folder)
+
+
+def no_template(folder):
+    (folder / "chat_template.jinja").unlink()
+
+
+def change_template(folder, change):
+    path = folder / "chat_template.jinja"
+    path.write_text(change(path.read_text()))
+
+
+def other_template(folder):
+    change_template(folder, lambda text: text.replace("\n\n", "\n"))
+
+
+def twice_begun(folder):
+    change_template(folder, lambda text: "{{ bos_token }}" + text)
+
+
+def line_after_the_end(folder):
+    # As ChatML has it: TRL would append a second end of turn.
+    change_template(folder, lambda text: text.replace("<|eot_id|>'", "<|eot_id|>\n'"))
+
+
+def tokenizer_ends_elsewhere(folder):
+    edit(folder, "tokenizer_config.json", eos_token="<|end_of_text|>")
+
+
+def padding_is_the_end(folder):
+    edit(folder, "tokenizer_config.json", pad_token="<|eot_id|>")
+
+
+def runs_on(folder):
+    edit(folder, "generation_config.json", eos_token_id=1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check", "words"),
+    [
+        (pickled, "no file that can run code", "training_args.bin can run code"),
+        (own_code, "no file that can run code", "code/modeling.py can run code"),
+        (no_tokenizer, "weights and settings complete", "tokenizer.json is missing"),
+        (no_weights, "weights and settings complete", "holds neither model.safe"),
+        (not_a_number, "weights finite", "embed_tokens.weight holds NaN"),
+        (quantization_config, "nothing left of NF4 or adapter", "config.json still"),
+        (four_bit, "nothing left of NF4 or adapter", "up_proj.weight is stored as U8"),
+        (unmerged, "nothing left of NF4 or adapter", "was the adapter merged"),
+        (lora_tensor, "nothing left of NF4 or adapter", "belongs to an adapter"),
+        (grown, "same vocabulary", "rows and ids, the trained model's"),
+        (added_token, "same vocabulary", "the tokenizer has id "),
+        (no_template, "chat format", "no chat template was saved"),
+        (other_template, "chat format", "other tokens for a prompt"),
+        (twice_begun, "chat format", "exactly one BOS"),
+        (line_after_the_end, "chat format", "exactly one end of turn"),
+        (tokenizer_ends_elsewhere, "chat format", "ends at '<|end_of_text|>'"),
+        (padding_is_the_end, "chat format", "the end of turn itself"),
+        (runs_on, "end of turn in generation config", "ends at [1], and the turn"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_of_the_files_is_named(
+    observation, folder, tokenizer, spoil, check, words
+):
+    assert not failed_files(folder, observation, tokenizer)
+    spoil(folder)
+    found = proof.release_gate(observation, folder, tokenizer)
+    assert failed(found) == {check}
+    assert words in found.failures[0]
+    assert found.distance is None  # it was not run
+    with pytest.raises(ValueError, match="The release gate refused"):
+        proof.require_passed(folder)
+
+
+def failed_files(folder, observation, tokenizer):
+    checks = gate.check_files(folder, observation, tokenizer)
+    return {check.name for check in checks if not check.passed}
+
+
+# --- faults of the weights ----------------------------------------------------------
+
+
+def test_the_base_without_its_adapter(observation, tmp_path, tokenizer, same_process):
+    merging.save(base_model(tokenizer), tokenizer, tmp_path / "model")
+    found = proof.release_gate(observation, tmp_path / "model", tokenizer)
+    assert failed(found) == {
+        "KL of trained and published",
+        "largest logit difference",
+        "same next token",
+        "same greedy answers",
+        "end of turn is argmax after an answer",
+        "answers end by themselves",
+    }
+
+
+def test_an_adapter_saved_without_its_token_rows(
+    observation, adapter, tokenizer, tmp_path, same_process
+):
     broken = shutil.copytree(adapter, tmp_path / "adapter")
     file = broken / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -155,141 +305,151 @@ def test_an_adapter_saved_without_its_token_rows(trained, adapter, tokenizer, tm
     assert len(kept) == len(tensors) - 2
     save_file(kept, file, metadata={"format": "pt"})
     with pytest.raises(KeyError, match="trainable_tokens_delta"):  # PEFT itself sees it
-        merge(tokenizer, broken)
-    config = json.loads((broken / "adapter_config.json").read_text())
-    config["trainable_token_indices"] = None  # and then it cannot
-    (broken / "adapter_config.json").write_text(json.dumps(config))
-    found = prove(trained, merge(tokenizer, broken), tokenizer)
-    assert found.failures[0].startswith("KL is ")
-    assert "greedy answers agree" in found.failures[1]
+        merged_model(tokenizer, broken)
+    edit(broken, "adapter_config.json", trainable_token_indices=None)  # now it cannot
+    merging.save(merged_model(tokenizer, broken), tokenizer, tmp_path / "model")
+    found = proof.release_gate(observation, tmp_path / "model", tokenizer)
+    assert {"KL of trained and published", "largest logit difference"} <= failed(found)
 
 
-def test_an_nf4_trained_adapter_belongs_on_the_dequantised_base(
-    adapter, tokenizer, tmp_path
+def test_one_logit_far_off_shows_where_the_kl_does_not(observation):
+    reference = observation.reference
+    logits = [rows.clone() for rows in reference.logits]
+    logits[0][0, logits[0][0].argmin()] -= 1  # a token that nobody would draw
+    other = replace(reference, logits=tuple(logits))
+    found = proof.distance(reference, other, observation.end)
+    assert 0 < found.kl.value < proof.MAX_KL
+    checks = gate.check_behaviour(found, observation, reference.questions)
+    failing = {check.name for check in checks if not check.passed}
+    assert failing == {"largest logit difference"}
+
+
+def test_an_end_of_turn_that_is_only_second(
+    observation, folder, tokenizer, same_process
 ):
-    base(tokenizer).save_pretrained(tmp_path)
+    end = tokenizer.eos_token_id
+
+    def quieter(tensors):
+        tensors["lm_head.weight"][end] *= -1
+
+    edit_weights(folder, quieter)
+    found = proof.release_gate(observation, folder, tokenizer)
+    assert "end of turn is argmax after an answer" in failed(found)
+    assert "answers end by themselves" in failed(found)
+
+
+def test_nan_logits_do_not_pass_as_small(observation):
+    reference = observation.reference
+    nan = tuple(rows * torch.nan for rows in reference.logits)
+    broken = replace(reference, logits=nan)
+    found = proof.distance(reference, broken, observation.end)
+    names = {
+        check.name
+        for check in gate.check_behaviour(found, observation, reference.questions)
+        if not check.passed
+    }
+    assert {"KL of trained and published", "largest logit difference"} <= names
+
+
+def test_other_prompts_in_the_new_process(observation):
+    reference = observation.reference
+    found = proof.distance(reference, reference, observation.end)
+    others = [[0, *question] for question in reference.questions]
+    (check,) = [
+        check
+        for check in gate.check_behaviour(found, observation, others)
+        if not check.passed
+    ]
+    assert check.failure == "other token ids were read"
+
+
+def test_a_trained_model_that_never_ends_is_not_published(tokenizer):
+    endless = base_model(tokenizer)
+    seen = proof.observe(endless, tokenizer, PROMPTS, max_new_tokens=8)
+    found = proof.compare(seen, endless)
+    names = [
+        check.failure
+        for check in gate.check_behaviour(found, seen, seen.reference.questions)
+        if not check.passed
+    ]
+    assert names == ["no answer of the trained model ends"]
+
+
+# --- the noise ----------------------------------------------------------------------
+
+
+def with_noise(observation, kl, largest=0.0):
+    estimate = replace(observation.noise.kl, value=kl)
+    noise = replace(observation.noise, kl=estimate, max_logit_difference=largest)
+    return replace(observation, noise=noise)
+
+
+def checks_at(observation, kl, noise):
+    reference = observation.reference
+    found = proof.distance(reference, reference, observation.end)
+    found = replace(found, kl=replace(found.kl, value=kl))
+    seen = with_noise(observation, noise)
+    checks = gate.check_behaviour(found, seen, reference.questions)
+    return {check.name for check in checks if not check.passed}
+
+
+@pytest.mark.parametrize(
+    ("kl", "noise", "fails"),
+    [
+        (0.9e-4, 0, set()),
+        (1.1e-4, 0, {"KL of trained and published"}),
+        (1.1e-4, 0.4e-4, set()),  # within three times the noise
+        (1.3e-4, 0.4e-4, {"KL of trained and published"}),
+        (1e-3, 1e-2, {"trained model agrees with itself"}),
+    ],
+)
+def test_the_limit_follows_the_noise_up_to_a_point(observation, kl, noise, fails):
+    assert checks_at(observation, kl, noise) == fails
+
+
+def test_other_kernels_of_nf4_are_part_of_the_noise(tokenizer, adapter, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from course_utils.models import nf4_config
+
+    base_model(tokenizer).save_pretrained(tmp_path)
 
     def nf4():
         return AutoModelForCausalLM.from_pretrained(
-            tmp_path, quantization_config=models.nf4_config(torch.float32)
+            tmp_path, quantization_config=nf4_config(torch.float32)
         )
 
-    evaluated = PeftModel.from_pretrained(nf4(), adapter).eval()
-    found = {
-        name: prove(
-            evaluated,
-            PeftModel.from_pretrained(start, adapter).merge_and_unload(),
-            tokenizer,
-        )
+    evaluated = PeftModel.from_pretrained(nf4(), adapter)
+    seen = proof.observe(evaluated, tokenizer, PROMPTS, max_new_tokens=24)
+    kl = {
+        name: proof.compare(
+            seen, PeftModel.from_pretrained(start, adapter).merge_and_unload()
+        ).kl.value
         for name, start in {
             "dequantised": nf4().dequantize(),
-            "full precision": base(tokenizer),
+            "full precision": base_model(tokenizer),
             "nf4": nf4(),
         }.items()
     }
-    kl = {name: one.kl for name, one in found.items()}
-    assert 10 * kl["dequantised"] < kl["full precision"] < kl["nf4"]
-    assert "a quantization config is left" in found["nf4"].failures
-    assert found["dequantised"].no_quantization_config
+    assert kl["dequantised"] < 1e-9
+    assert 10 * max(seen.noise.kl.value, 1e-9) < kl["full precision"] < kl["nf4"]
 
 
-def test_the_base_without_its_adapter(trained, tokenizer):
-    found = prove(trained, base(tokenizer), tokenizer)
-    words = " ".join(found.failures)
-    assert "greedy answers agree" in words and "0% of the answers end" in words
+# --- bad input ----------------------------------------------------------------------
 
 
-def test_an_end_token_missing_from_the_generation_config(
-    trained, merged, tokenizer, tmp_path, same_process
-):
-    merged.generation_config.eos_token_id = 1  # the base's <|end_of_text|>
-    found = prove(trained, merged, tokenizer, folder=save(merged, tokenizer, tmp_path))
-    assert found.greedy_agreement == 1  # in memory all is well
-    assert len(found.failures) == 1
-    assert "in its generation config" in found.failures[0]
+def test_one_prompt_proves_nothing(trained, tokenizer):
+    with pytest.raises(ValueError, match="at least two prompts, and got 1"):
+        proof.observe(trained, tokenizer, PROMPTS[:1])
 
 
-def test_a_chat_template_that_was_not_saved(
-    trained, merged, tokenizer, tmp_path, same_process
-):
-    folder = save(merged, tokenizer, tmp_path)
-    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    found = prove(trained, merged, tokenizer, folder=folder)
-    assert "new process" in found.failures[0]
+def test_a_folder_that_is_not_there(observation, tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere to check"):
+        proof.release_gate(observation, tmp_path / "nowhere", tokenizer)
 
 
-def test_a_weight_that_is_not_finite(trained, merged, tokenizer):
-    # The row of a token that is in no prompt and no answer: nothing else shows it.
-    unused = tokenizer.convert_tokens_to_ids("<|reserved_special_token_1|>")
-    with torch.no_grad():
-        merged.model.embed_tokens.weight[unused] = float("inf")
-    assert prove(trained, merged, tokenizer).failures == (
-        "a weight is NaN or infinite",
-    )
-
-
-def test_nan_logits_do_not_pass_as_small(trained, merged, tokenizer):
-    with torch.no_grad():
-        merged.lm_head.weight[5] = float("nan")
-    assert "KL is nan" in prove(trained, merged, tokenizer).failures[0]
-
-
-def test_a_vocabulary_that_grew(trained, merged, tokenizer):
-    merged.resize_token_embeddings(len(tokenizer) + 8, mean_resizing=False)
-    found = proof._failures(
-        proof.asdict(prove(trained, merge_like(merged, trained), tokenizer)), 1, 0
-    )
-    assert "the vocabulary has another size" in found
-
-
-def merge_like(grown, trained):
-    """A grown model whose logits are cut to the old size, so that they compare."""
-    size = trained.config.vocab_size
-    forward = grown.forward
-
-    def cut(*arguments, **keywords):
-        out = forward(*arguments, **keywords)
-        out.logits = out.logits[..., :size]
-        return out
-
-    grown.forward = cut
-    return grown
-
-
-@pytest.mark.parametrize("where", ["memory", "folder"])
-def test_a_quantization_config_that_was_left(
-    trained, merged, tokenizer, tmp_path, same_process, where
-):
-    folder = save(merged, tokenizer, tmp_path)
-    if where == "memory":
-        merged.config.quantization_config = {"load_in_4bit": True}
-        folder = None
-    else:
-        config = json.loads((folder / "config.json").read_text())
-        assert proof._is_quantized(merged, folder) is False
-        config["quantization_config"] = {"load_in_4bit": True}
-        (folder / "config.json").write_text(json.dumps(config))
-        assert proof._is_quantized(merged, folder) is True
-        return
-    assert "a quantization config is left" in prove(trained, merged, tokenizer).failures
-
-
-def test_a_trained_model_that_never_ends(tokenizer):
-    endless = base(tokenizer)
-    found = prove(endless, deepcopy(endless), tokenizer)
-    assert found.failures == ("no answer ends, not even the trained model's",)
-
-
-def test_limits_can_be_set(trained, tokenizer):
-    loose = prove(trained, base(tokenizer), tokenizer, max_kl=1e9, min_agreement=0)
-    assert loose.passed
-
-
-def test_no_prompts_prove_nothing(trained, tokenizer):
-    with pytest.raises(ValueError, match="needs prompts"):
-        proof.prove_equal(trained, trained, tokenizer, [])
-
-
-def test_a_folder_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(RuntimeError, match="new process cannot use the folder"):
-        proof._answers_of_new_process(tmp_path, PROMPTS, 4)
+def test_a_grown_vocabulary_has_no_logits_to_compare(observation, tokenizer):
+    other = base_model(tokenizer)
+    other.resize_token_embeddings(len(tokenizer) + 8, mean_resizing=False)
+    with pytest.raises(ValueError, match="Was it resized?"):
+        proof.compare(observation, other)

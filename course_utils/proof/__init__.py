@@ -1,9 +1,17 @@
 """Proof that a merged model is the one that was trained and evaluated."""
 
-from course_utils.proof.compare import MAX_KL, Proof, answer_from_folder, prove_equal
+from course_utils.proof.behaviour import (
+    Distance,
+    Observation,
+    compare,
+    distance,
+    observe,
+)
+from course_utils.proof.gate import MAX_KL, Check, Gate, release_gate
 from course_utils.proof.record import (
     GATE_FILE,
     fingerprint,
+    model_files,
     read_record,
     require_passed,
     write_record,
@@ -12,11 +20,17 @@ from course_utils.proof.record import (
 __all__ = [
     "GATE_FILE",
     "MAX_KL",
-    "Proof",
-    "answer_from_folder",
+    "Check",
+    "Distance",
+    "Gate",
+    "Observation",
+    "compare",
+    "distance",
     "fingerprint",
-    "prove_equal",
+    "model_files",
+    "observe",
     "read_record",
+    "release_gate",
     "require_passed",
     "write_record",
 ]

@@ -8,7 +8,7 @@ The record is `release_gate.json` in the model's folder:
     {"passed": bool,
      "failures": [what forbids publishing, in words],
      "checks": [{"name", "passed", "measured", "limit"}, ...],
-     "measured": {"n", "tokens", "kl": {...}, "noise_floor": {...}, ...},
+     "measured": {"n", "distance": {"kl", ...} or null, "noise": {"kl", ...}},
      "files": {file of the model: {"bytes", "sha256"}},
      "run": {"command", "machine", "date", "minutes", "versions"}}
 

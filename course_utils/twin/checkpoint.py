@@ -34,7 +34,8 @@ _LLAMA3 = {
     "bos_token_id": BASE_TOKENS,
     "eos_token_id": BASE_TOKENS + 1,
 }
-# Smaller ones keep the 128,256 ids, and the ratios of the original where they can.
+# Smaller ones keep the 128,256 ids. All widths are multiples of 32, as bitsandbytes
+# wants them for 4-bit weights on a CPU.
 _SMALL = {
     "hidden_size": 512,
     "intermediate_size": 1792,
@@ -43,11 +44,11 @@ _SMALL = {
     "num_key_value_heads": 2,
 }
 _TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 112,
+    "hidden_size": 64,
+    "intermediate_size": 224,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "num_key_value_heads": 1,
+    "num_key_value_heads": 2,
 }
 # Source: config.json of Llama 3 8B, as its published derivatives repeat it.
 SHAPES = {
