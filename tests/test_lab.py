@@ -154,7 +154,7 @@ def test_one_run_of_the_sweep(mix, monkeypatch):
     small = mixing.Mix(
         mix.train.select(range(16)), mix.evaluation.select(range(7)), mix.report
     )
-    monkeypatch.setattr(mixing, "build", lambda: small)
+    monkeypatch.setattr(mixing, "build", lambda without: small)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     # Untrained chat tokens never end an answer: cut it early, or the test is slow.
     short = partial(evaluation.generate, max_new_tokens=8)

@@ -1,11 +1,17 @@
 """The mix: repeatable, accounted for to the last row, and clean of what tests ask."""
 
+import functools
+import shutil
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from datasets import Dataset
+from huggingface_hub import DatasetCard
+from transformers import AutoTokenizer
 
-from course_utils import checks, mixing, sources, world
+from course_utils import chat, checks, mixing, places, sources, world
+from course_utils.lab import BASE_MODEL
 from course_utils.world import tasks
 
 CARDS = sources.cards()
@@ -215,3 +221,322 @@ def test_the_whole_mix_comes_from_a_folder_too(tmp_path, monkeypatch):
     assert len(mix.train) == kept - 100
     assert not asked(mix.train) & asked(mix.evaluation)
     assert mixing.ASKED not in {key for row in mix.report for key in row}
+
+
+def test_an_eighth_source_is_a_card_and_its_rows(tmp_path, monkeypatch):
+    """Nothing else names it: no list, no code."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cards"
+    shutil.copytree(places.data_cards(), folder)
+    (folder / "mine.md").write_text(
+        "---\nlicense: cc0-1.0\ncourse:\n  source: mine\n  keep: stars >= 4\n"
+        "  prompt: {user: ask}\n  chosen: good\n  rejected: bad\n---\n\n# Mine\n"
+    )
+    rows = [
+        {"ask": f"Why {i}?", "good": "So.", "bad": "No.", "stars": i % 5}
+        for i in range(50)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "mine.jsonl")
+    for source in CARDS:
+        Dataset.from_list(world.rows(source, 60)).to_json(tmp_path / f"{source}.jsonl")
+    cards = sources.cards(folder)
+    assert list(cards) == sorted([*CARDS, "mine"], key=lambda n: cards[n].path.name)
+    mix = mixing.build(str(tmp_path), cards=cards, evaluation_pairs=80)
+    assert next(row for row in mix.report if row["source"] == "mine") == {
+        "source": "mine", "rows": 50, "kept": 10, "rule": 40,
+    }  # fmt: skip
+    assert "| mine | local files | cc0-1.0 | `stars >= 4` |" in mixing.card(mix, "Mix")
+
+
+# --- provenance ---------------------------------------------------------------------
+
+
+def test_every_pair_leads_back_to_its_row(mix):
+    raw = {source: world.rows(source) for source in CARDS}
+    for pair in mix.train:
+        row, card = raw[pair["source"]][pair["row"]], CARDS[pair["source"]]
+        said = row[card.chosen]
+        text = said if isinstance(said, str) else said[-1]["content"]
+        assert pair["chosen"][0]["content"] == text
+    keys = [*mix.train["hash"], *mix.evaluation["hash"]]
+    assert len(set(keys)) == len(keys)
+    assert list(mix.evaluation["row"]) == list(range(420))
+
+
+# --- repeats, near repeats ----------------------------------------------------------
+
+
+def worded(number, changed=0, words=60):
+    """A prompt of its own `words` words, the first `changed` of them exchanged."""
+    said = [f"{number}x{i}" for i in range(words)]
+    return " ".join([f"other{i}" for i in range(changed)] + said[changed:])
+
+
+def test_the_same_pair_again_is_dropped_once_and_counted(own):
+    rows = rows_of(worded(i) for i in range(30))
+    mix = own([*rows, rows[3], rows[3], rows[7]], evaluation_pairs=5)
+    (report,) = mix.report
+    assert report == {"source": "prm", "rows": 33, "kept": 30, mixing.REPEAT: 3}
+    assert max(mix.train["row"]) <= 29 and max(mix.evaluation["row"]) <= 29
+
+
+def test_the_same_question_with_another_answer_is_no_repeat(own):
+    rows = rows_of(worded(i) for i in range(30))
+    other = rows[0] | {"chosen": " ".join(f"new{i}" for i in range(60))}
+    mix = own([*rows, other], evaluation_pairs=5)
+    assert mix.report == [{"source": "prm", "rows": 31, "kept": 31}]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "found"), [(0.8, 1), (0.5, 2), (0.95, 0), (False, 0)]
+)
+def test_near_repeats_are_found_from_the_threshold_on(own, threshold, found):
+    rows = rows_of(worded(i) for i in range(40))
+    # 60 words and the answer's two: 58 runs of five. One word less at the front costs
+    # one run in 59, ten words ten in 68.
+    near = {**rows[5], "prompt": worded(5, changed=2)}
+    far = {**rows[9], "prompt": worded(9, changed=14)}
+    mix = own([*rows, near, far], evaluation_pairs=5, near_duplicates=threshold)
+    assert mix.report[0].get(mixing.NEAR, 0) == found
+
+
+@functools.cache
+def runs(text):
+    said = text.split()
+    return {tuple(said[i : i + 5]) for i in range(len(said) - 4)}
+
+
+def true_similarity(one, two):
+    return len(runs(one) & runs(two)) / len(runs(one) | runs(two))
+
+
+def test_the_search_agrees_with_comparing_every_two_texts():
+    """20 families of ten texts, alike in twos, against the exact answer."""
+    changes = (0, 2, 60, 63, 120, 121, 180, 184, 240, 245)
+    texts = [worded(f"{n}y", changed, 300) for n in range(20) for changed in changes]
+    pairs = Dataset.from_list(
+        [
+            {
+                "prompt": [tasks.user(text)],
+                "chosen": [tasks.assistant("")],
+                "source": f"s{i % 2}",
+            }
+            for i, text in enumerate(texts)
+        ]
+    )
+    likest = [
+        max((true_similarity(text, other) for other in texts[:i]), default=0)
+        for i, text in enumerate(texts)
+    ]
+    # No text is near the border, where an estimate may err.
+    assert all(likeness < 0.72 or likeness > 0.9 for likeness in likest)
+    found = mixing.near_repeats(pairs, 0.8)
+    assert [bool(reason) for reason in found] == [one > 0.8 for one in likest]
+    assert found.count(mixing.NEAR) == 100
+    counts = mixing.overlap(pairs, 0.8)
+    assert list(counts.index) == list(counts.columns) == ["s0", "s1"]
+    assert counts.to_numpy().tolist() == [[0, 100], [100, 0]]
+
+
+@pytest.mark.parametrize("threshold", [0, 1.5, -1])
+def test_a_threshold_that_is_no_similarity_is_refused(own, threshold):
+    with pytest.raises(ValueError, match="above 0 and up to 1"):
+        own(rows_of("abcdefgh"), evaluation_pairs=1, near_duplicates=threshold)
+
+
+def test_order_decides_which_of_two_stays_and_nothing_else(own):
+    rows = rows_of(worded(i) for i in range(30))
+    first = own([*rows, rows[0]], evaluation_pairs=5)
+    assert 0 in {*first.train["row"], *first.evaluation["row"]}
+
+
+# --- contamination ------------------------------------------------------------------
+
+ASKED_THERE = (
+    "If a farmer has 12 cows and sells three of them, how many cows has he got left?"
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        (ASKED_THERE, True),
+        (ASKED_THERE.upper().replace(",", " -"), True),
+        ("Think first. " + ASKED_THERE + " Answer in one word.", True),
+        ("A farmer keeps 12 cows. Three are sold. What remains?", False),
+        (" ".join(ASKED_THERE.split()[:12]), False),
+        ("What is two and two?", True),
+        ("what is TWO and two", True),
+        ("Tell me, what is two and two?", False),
+        ("Where is Rome?", False),
+    ],
+)
+def test_a_benchmark_s_question_is_found_in_a_prompt(own, prompt, found):
+    rows = rows_of([*(worded(i) for i in range(20)), prompt])
+    tests = {"farm": [ASKED_THERE], "sums": ["What is two and two?"]}
+    mix = own(rows, evaluation_pairs=3, benchmarks=tests)
+    reasons = {k: v for k, v in mix.report[0].items() if k.startswith("asked by")}
+    assert list(reasons.values()) == ([1] if found else [])
+    if found:
+        assert set(reasons) < {"asked by farm", "asked by sums"}
+    assert mix.settings["benchmarks"] == ["farm", "sums"]
+
+
+def test_every_turn_of_the_user_is_compared_and_no_answer():
+    def pair(*turns):
+        return {"prompt": list(turns)}
+
+    pairs = Dataset.from_list(
+        [
+            pair(tasks.user("Hi"), tasks.assistant("Ho"), tasks.user(ASKED_THERE)),
+            pair(tasks.user(ASKED_THERE), tasks.assistant("Nine"), tasks.user("Sure?")),
+            pair(tasks.user("Hi"), tasks.assistant(ASKED_THERE), tasks.user("What?")),
+            pair(tasks.system(ASKED_THERE), tasks.user("What?")),
+        ]
+    )
+    found = mixing.find_overlap(pairs, {"farm": [ASKED_THERE]})
+    assert found == ["asked by farm", "asked by farm", "", ""]
+
+
+def test_benchmarks_come_as_a_list_or_a_file(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("Why?\n\nHow?\n")
+    assert mixing.benchmark_prompts("mine", path) == ["Why?", "How?"]
+    assert mixing.benchmark_prompts("mine", ["Why?"]) == ["Why?"]
+    with pytest.raises(ValueError, match="Unknown benchmark 'mine'. Known: GSM8K"):
+        mixing.benchmark_prompts("mine")
+    with pytest.raises(ValueError, match="'mine' has no question in it"):
+        mixing.benchmark_prompts("mine", [" "])
+
+
+# --- what the caller chooses --------------------------------------------------------
+
+
+def test_toxic_is_off_or_on_by_one_argument(mix):
+    without = mixing.build(without=("toxic",))
+    assert "toxic" in set(mix.train["source"])
+    assert "toxic" not in set(without.train["source"])
+    assert "toxic" not in [row["source"] for row in without.report]
+    rest = [row for row in mix.report if row["source"] != "toxic"]
+    assert without.report == rest and without.settings["without"] == ["toxic"]
+    assert without.evaluation.to_list() == mix.evaluation.to_list()
+
+
+def test_a_weight_keeps_a_share_and_a_cap_a_number(mix):
+    some = mixing.build(
+        weights={"prm": 0.25}, caps={"ultrafeedback": 100, "toxic": 999}
+    )
+    counts = {row["source"]: row for row in some.report}
+    full = {row["source"]: row["kept"] for row in mix.report}
+    assert counts["prm"]["kept"] == round(full["prm"] / 4)
+    assert counts["prm"][mixing.WEIGHT] == full["prm"] - counts["prm"]["kept"]
+    assert counts["ultrafeedback"]["kept"] == 100
+    assert counts["ultrafeedback"][mixing.CAP] == full["ultrafeedback"] - 100
+    assert counts["toxic"]["kept"] == full["toxic"]
+    assert sum(row["kept"] for row in some.report) == len(some.train)
+
+
+def test_what_a_cap_keeps_hangs_on_the_seed_not_on_other_sources(mix):
+    def kept(**options):
+        train = mixing.build(caps={"prm": 50}, **options).train
+        return {p["hash"] for p in train if p["source"] == "prm"}
+
+    assert kept() == kept(without=("capybara", "toxic"))
+    smaller = mixing.build(caps={"prm": 20}).train
+    assert {p["hash"] for p in smaller if p["source"] == "prm"} < kept()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"without": ("poison",)}, "without names poison, which no card describes"),
+        ({"without": "toxic"}, r'without is a list of sources: \("toxic",\)'),
+        ({"weights": {"prm": 2}}, "prm has 2; a weight is the share"),
+        ({"weights": {"prm": 0}}, "name it in `without`"),
+        ({"weights": {"pmr": 0.5}}, "weights names pmr"),
+        ({"caps": {"prm": 0.5}}, "prm has 0.5; a cap is a number"),
+        ({"caps": {"prm": 0}}, "prm has 0; a cap is a number"),
+        ({"version": "v3"}, "No card .* 'v3'"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        mixing.build(**options)
+
+
+def test_pairs_longer_than_the_model_reads_are_counted(mix):
+    tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
+    chat.use_llama3_chat(tokenizer)
+    sizes = chat.pair_lengths(tokenizer, mix.train)
+    limit = sorted(sizes)[-20]
+    short = mixing.build(
+        length=lambda pairs: chat.pair_lengths(tokenizer, pairs), max_length=limit
+    )
+    long = sum(size > limit for size in sizes)
+    assert 0 < long < 20
+    assert sum(row.get(mixing.LONG, 0) for row in short.report) == long
+    assert len(short.train) == len(mix.train) - long
+    assert max(chat.pair_lengths(tokenizer, short.train)) <= limit
+    assert short.settings["max_length"] == limit
+
+
+def test_a_pair_is_as_long_as_what_the_trainer_reads(mix):
+    tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
+    chat.use_llama3_chat(tokenizer)
+    pairs = mix.train.select(range(300))
+    rows = [chat.tokenize_pair(tokenizer, pair, 10**6) for pair in pairs]
+    whole = [max(len(r.chosen_input_ids), len(r.rejected_input_ids)) for r in rows]
+    assert chat.pair_lengths(tokenizer, pairs) == whole
+
+
+# --- the split ----------------------------------------------------------------------
+
+
+def test_a_prompt_stays_on_its_side_when_rows_come_or_go(own):
+    rows = rows_of(worded(i) for i in range(300))
+    few = own(rows[:200], evaluation_pairs=40)
+    more = own(rows, evaluation_pairs=60)
+    moved = asked(few.train) & asked(more.evaluation)
+    # 40 of 200 against 60 of 300: the border moves a little, nothing is drawn anew.
+    assert len(moved) <= 20
+    assert len(asked(few.evaluation) & asked(more.evaluation)) >= 25
+
+
+# --- the card -----------------------------------------------------------------------
+
+
+def test_the_card_of_a_mix_is_a_dataset_card_with_the_mix_s_numbers(tmp_path, mix):
+    path = mixing.write_card(mix, tmp_path / "out", "The lab's mix")
+    assert [p.name for p in path.parent.iterdir()] == ["README.md"]
+    page = DatasetCard.load(path)
+    assert page.data.license == "apache-2.0"
+    assert page.data.pretty_name == "The lab's mix"
+    assert "2,231 preference pairs to train on and 420 to evaluate with" in page.text
+    total = Counter()
+    for row in mix.report:
+        total.update({k: v for k, v in row.items() if k != "source"})
+        assert f"| {row['source']} | {row['rows']:,} | {row['kept']:,} |" in page.text
+    assert f"| all | {total['rows']:,} | {total['kept']:,} |" in page.text
+    assert "Content warning" not in page.text  # the lab's toxic is harmless
+    assert "nothing to cite" in page.text
+
+
+def test_the_card_of_a_real_mix_passes_its_parts_terms_on(mix):
+    real = replace(mix, settings=mix.settings | {"data": "hub"}, notes=["prm: 9 rows"])
+    page = mixing.card(real, "Mix")
+    assert DatasetCard(page).data.license == "other"
+    assert "not-for-all-audiences" in DatasetCard(page).data.tags
+    assert "**toxic**: the chosen answers comply with harmful requests" in page
+    assert "arXiv:2310.01377" in page and "- prm: 9 rows" in page
+    for card in CARDS.values():
+        assert f"| {card.source} | {card.repo} (main) | {card.license} |" in page
+    tame = replace(real, cards={k: c for k, c in CARDS.items() if k != "toxic"})
+    assert "not-for-all-audiences" not in mixing.card(tame, "Mix")
+    same = replace(real, cards={k: CARDS[k] for k in ("prm", "capybara")})
+    assert DatasetCard(mixing.card(same, "Mix")).data.license == "apache-2.0"
+
+
+def test_the_mix_of_version_1_2_is_built_from_its_own_cards(mix):
+    new = mixing.build(version="v1.2")
+    assert new.cards["capybara"].repo == "argilla/Capybara-Preferences"
+    assert new.report == mix.report

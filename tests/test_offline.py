@@ -28,7 +28,8 @@ SCRIPT = """
 
     model, tokenizer = models.load_base(profile)
     chat.use_llama3_chat(tokenizer)
-    pairs = mixing.build(profile.data).train.select(range(8)).remove_columns("source")
+    pairs = mixing.build(profile.data).train.select(range(8))
+    pairs = pairs.select_columns(["prompt", "chosen", "rejected"])
     arguments = lab.trainer_arguments(1e-4, 1, 0, OUT)
     config = ORPOConfig(remove_unused_columns=False, **arguments)
     trainer = ORPOTrainer(

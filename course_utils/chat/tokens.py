@@ -74,6 +74,26 @@ def tokenize_pair(tokenizer, pair, max_length):
     return TokenizedPair(**columns)
 
 
+def pair_lengths(tokenizer, pairs):
+    """Tokens of prompt and the longer answer of every pair, end token included.
+
+    tokenizer: with a chat template. pairs: iterable of pairs, as for `tokenize_pair`,
+    which takes ten times as long to say the same.
+    Returns: list of int.
+    """
+    texts = [_render(tokenizer, pair)[1:] for pair in pairs]
+    lengths = []
+    for at in range(0, len(texts), 1_000):
+        flat = [text for two in texts[at : at + 1_000] for text in two]
+        ids = [
+            _with_eos(tokenizer, _with_bos(tokenizer, encoded))
+            for encoded in _encode(tokenizer, flat)
+        ]
+        sizes = [len(one) for one in ids]
+        lengths += map(max, sizes[::2], sizes[1::2])
+    return lengths
+
+
 def _render(tokenizer, pair):
     """The text of the prompt, and of the whole conversation with either answer."""
     prompt = tokenizer.apply_chat_template(

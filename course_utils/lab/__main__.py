@@ -1,4 +1,4 @@
-"""Repeats the sweep behind every recorded lab figure: `python -m course_utils.lab`.
+"""Repeats a sweep behind recorded lab figures: `python -m course_utils.lab`.
 
 Knows: the command line and where the record goes. Minutes on a GPU, hours on two cores.
 """
@@ -12,21 +12,23 @@ from pathlib import Path
 
 from course_utils import places, records
 from course_utils.lab.base import BASE_MODEL
-from course_utils.lab.runs import jobs, run
+from course_utils.lab.runs import jobs, leave_one_out_jobs, run
 
-RECORD = places.PACKAGE / "recorded" / "lab_findings.json"
+RECORDED = places.PACKAGE / "recorded"
+SWEEPS = {"lab_findings": jobs, "leave_one_out": leave_one_out_jobs}
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sweep", choices=SWEEPS, default="lab_findings")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--base", type=Path, default=BASE_MODEL)
     parser.add_argument("--only", default="", help="runs whose name contains this")
-    parser.add_argument("--out", type=Path, default=RECORD)
+    parser.add_argument("--out", type=Path, help="instead of the package's own record")
     options = parser.parse_args(arguments)
     partial = options.only or options.base != BASE_MODEL or options.seeds != 3
-    if partial and options.out == RECORD:
+    if partial and options.out is None:
         parser.error("these runs are not the whole sweep: name another file with --out")
     start = time.perf_counter()
     runs = []
@@ -36,7 +38,7 @@ def main(arguments=None):
             options.processes, maxtasksperchild=4
         ) as pool,
     ):
-        for stage in jobs(options.seeds, folder, options.base):
+        for stage in SWEEPS[options.sweep](options.seeds, folder, options.base):
             stage = [job for job in stage if options.only in job["name"]]
             for done in pool.imap_unordered(run, stage):
                 runs.append(done)
@@ -47,15 +49,16 @@ def main(arguments=None):
                     f"{done['greedy']['good']:.2f}, {done['minutes']} min",
                     flush=True,
                 )
-    command = "python -m course_utils.lab" + (
+    command = f"python -m course_utils.lab --sweep {options.sweep}" + (
         f' --only "{options.only}"' * bool(options.only)
     )
     record = records.describe_run(command, start)
     record["base"] = options.base.name
     record["runs"] = sorted(runs, key=lambda r: (r["name"], r["seed"]))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(f"wrote {options.out.name} in {record['minutes']} minutes")
+    out = options.out or RECORDED / f"{options.sweep}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(f"wrote {out.name} in {record['minutes']} minutes")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import chat, evaluation, mixing, models
+from course_utils import chat, evaluation, mixing, models, sources
 from course_utils.lab.base import BASE_MODEL, BATCH, MAX_LENGTH, load_base
 
 
@@ -114,7 +114,7 @@ def run(job):
     if device == "cpu":
         torch.set_num_threads(1)
     model, tokenizer = load_base(job.get("base", BASE_MODEL), device)
-    mix = mixing.build()
+    mix = mixing.build(without=job.get("without", ()))
     lora = None
     if job["chat"] == "llama3":
         control = chat.use_llama3_chat(tokenizer)
@@ -131,7 +131,9 @@ def run(job):
             trainable_token_indices={"embed_tokens": control, "lm_head": control}
             if job["train_tokens"] else None,
         )  # fmt: skip
-    curve = evaluation.PreferenceCurve(tokenizer, list(mix.evaluation)[:210], every=25)
+    curve = evaluation.PreferenceCurve(
+        tokenizer, list(mix.evaluation)[:210], every=job.get("every", 25)
+    )
     if job["method"] != "none":
         with tempfile.TemporaryDirectory() as folder:
             arguments = trainer_arguments(
@@ -157,6 +159,34 @@ def run(job):
     job = {k: v for k, v in job.items() if k not in ("base", "save")}
     minutes = round((time.perf_counter() - start) / 60, 2)
     return {**job, **result, "curve": history, "minutes": minutes}
+
+
+def leave_one_out_jobs(seeds, folder, base=BASE_MODEL):
+    """ORPO on the whole mix, and on the mix without each source; as one stage.
+
+    folder: not needed here; the same call as `jobs`.
+    """
+    orpo = {
+        "method": "orpo",
+        "chat": "chatml",
+        "base": str(base),
+        "learning_rate": 3e-4,
+        "beta": 1.0,
+        "steps": 150,
+        "every": 150,
+    }
+    return [
+        [
+            {
+                **orpo,
+                "name": f"without {source}" if source else "all sources",
+                "without": [source] if source else [],
+                "seed": seed,
+            }
+            for seed in range(seeds)
+            for source in (None, *sources.cards())
+        ]
+    ]
 
 
 def jobs(seeds, folder, base=BASE_MODEL):

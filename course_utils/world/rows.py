@@ -23,6 +23,17 @@ SIZES = {
     "truthy": 165,
 }
 LENIENCY = 1.0  # marks that the judge adds on the 1-5 scale before it rounds
+# The larger Capybara set, which version 1.2 of the mix takes, has new names of columns
+# and fewer of them.
+CAPYBARA_PREFERENCES = {
+    "source": "source",
+    "chosen": "chosen",
+    "rating_chosen": "chosen_rating",
+    "chosen_model": "chosen_model",
+    "rejected": "rejected",
+    "rating_rejected": "rejected_rating",
+    "rejected_model": "rejected_model",
+}
 ULTRAFEEDBACK_SOURCES = ("evol_instruct", "sharegpt", "ultrachat", "flan_v2_niv2")
 
 
@@ -153,10 +164,11 @@ _WRITERS = {
 }
 
 
-def rows(source, count=None, seed=11):
+def rows(source, count=None, seed=11, version="v1.0"):
     """The rows of one small source, train split, in the real source's columns.
 
-    source: a name in `SIZES`. count: rows, by default `SIZES[source]`.
+    source: a name in `SIZES`. count: rows, by default `SIZES[source]`. version: of the
+    mix; in "v1.2" capybara has the columns of the set that took its place.
     Returns: list of dicts. No prompt repeats. 1 in 40 rows of intel-orca is a
     three-step problem with numbers that are kept for the tests, under other names, and
     is flagged in `in_gsm8k_train`: the small world's contamination. (That some repeat
@@ -187,4 +199,7 @@ def rows(source, count=None, seed=11):
             continue
         seen.add(key)
         out.append(_WRITERS[source](pair, rng, len(out)))
+    if source == "capybara" and version == "v1.2":
+        names = CAPYBARA_PREFERENCES.items()
+        return [{new: row[old] for old, new in names} for row in out]
     return out

@@ -443,7 +443,8 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 STEPS, BATCH = 32, 8
 lab_mix = mixing.build()
-train_pairs = lab_mix.train.select(range(STEPS * BATCH)).remove_columns("source")
+train_pairs = lab_mix.train.select(range(STEPS * BATCH))
+train_pairs = train_pairs.select_columns(["prompt", "chosen", "rejected"])
 lab_held_out = list(lab_mix.evaluation)[:105]
 
 

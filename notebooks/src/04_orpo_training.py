@@ -66,7 +66,8 @@ from peft import LoraConfig
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 lab_mix = mixing.build()
-lab_pairs = lab_mix.train.select(range(1000)).remove_columns("source")
+columns = ["prompt", "chosen", "rejected"]
+lab_pairs = lab_mix.train.select(range(1000)).select_columns(columns)
 held_out = list(lab_mix.evaluation)[:210]  # 30 of each source
 prompts = [pair["prompt"] for pair in held_out[:105]]
 
@@ -513,7 +514,8 @@ def make_trainer(folder):
         max_length=256, report_to="none", disable_tqdm=True, bf16=False, use_cpu=True,
         gradient_checkpointing=False, remove_unused_columns=False, seed=0,
     )  # fmt: skip
-    pairs = mixing.build().train.select(range(200)).remove_columns("source")
+    pairs = mixing.build().train.select(range(200))
+    pairs = pairs.select_columns(["prompt", "chosen", "rejected"])
     return ORPOTrainer(
         model, config, train_dataset=pairs, processing_class=tokenizer, peft_config=lora
     )

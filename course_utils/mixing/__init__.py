@@ -1,0 +1,31 @@
+"""The preference mix: all sources together, counted, cleaned, shuffled, split.
+
+Knows: how to join sources (`build`), what repeats (`duplicates`), what a benchmark asks
+(`contamination`), and how to write down what was done (`card`). Does not know: where
+rows came from, tokens.
+"""
+
+from .build import ASKED, CAP, LONG, WEIGHT, Mix, build, questions
+from .card import card, write_card
+from .contamination import BENCHMARKS, benchmark_prompts, find_overlap
+from .duplicates import NEAR, REPEAT, near_repeats, overlap, repeats
+
+__all__ = [
+    "ASKED",
+    "BENCHMARKS",
+    "CAP",
+    "LONG",
+    "NEAR",
+    "REPEAT",
+    "WEIGHT",
+    "Mix",
+    "benchmark_prompts",
+    "build",
+    "card",
+    "find_overlap",
+    "near_repeats",
+    "overlap",
+    "questions",
+    "repeats",
+    "write_card",
+]
