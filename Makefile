@@ -39,7 +39,7 @@ notebooks: $(INSTALLED)
 pins: $(INSTALLED)
 	$(VENV_PYTHON) -m pip install --quiet --constraint constraints.txt uv
 	$(VENV_PYTHON) -m uv pip compile pyproject.toml --universal --python-version 3.11 \
-	    --extra tests --extra maintain --no-annotate --quiet \
+	    --extra tests --extra demo --extra maintain --no-annotate --quiet \
 	    --custom-compile-command "make pins" --output-file constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
