@@ -49,7 +49,7 @@ def scores(base):
 def test_scores_equal_a_plain_loop(base, scores):
     for side in ("chosen", "rejected"):
         plain = [plain_mean_logp(*base, row["prompt"], row[side][0]) for row in PAIRS]
-        np.testing.assert_allclose(getattr(scores, side), plain, atol=2e-5)
+        np.testing.assert_allclose(getattr(scores, side), plain, atol=2e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -109,6 +109,40 @@ def test_a_prompt_that_leaves_no_answer_is_named(base):
     long = PAIRS[0] | {"prompt": [{"role": "user", "content": "Why? " * 100}]}
     with pytest.raises(ValueError, match="Row 1 has no answer .*Raise max_length"):
         evaluation.score_pairs(*base, [PAIRS[0], long], max_length=64)
+
+
+def test_any_text_after_any_text_scores_like_a_plain_loop(base):
+    model, tokenizer = base
+    contexts = ["Q: What is 47 + 38?\nA:", "The river of Normo is", "Hello"] * 2
+    answers = [" It is 85.", " the Senel.", "!", " No.", " wet", " from Tolpengar."]
+    found = evaluation.score_answers(model, tokenizer, contexts, answers, batch_size=4)
+    for i, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
+        ids = tokenizer(context + answer, return_tensors="pt")["input_ids"]
+        begin = len(tokenizer(context)["input_ids"])
+        assert ids[0, 0] == tokenizer.bos_token_id
+        with torch.no_grad():
+            logps = model(input_ids=ids).logits[0].double().log_softmax(-1)
+        taken = [logps[at - 1, ids[0, at]].item() for at in range(begin, ids.shape[1])]
+        assert found.tokens[i] == len(taken)
+        assert found.total[i] == pytest.approx(sum(taken), abs=2e-5)
+
+
+def test_answers_in_chat_format_score_as_pairs_do(base, scores):
+    model, tokenizer = base
+    contexts = [
+        tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False)
+        for p in PROMPTS
+    ]
+    answers = [pair["chosen"][0]["content"] + tokenizer.eos_token for pair in PAIRS]
+    found = evaluation.score_answers(model, tokenizer, contexts, answers)
+    np.testing.assert_allclose(found.total / found.tokens, scores.chosen, atol=2e-6)
+
+
+@pytest.mark.parametrize("answer", ["", "rmo."])
+def test_an_answer_without_a_token_of_its_own_is_named(base, answer):
+    contexts = ["Hello", "The river of No"]
+    with pytest.raises(ValueError, match="Item 1: .*does not begin with a token"):
+        evaluation.score_answers(*base, contexts, [" you", answer])
 
 
 # --- generations --------------------------------------------------------------------
@@ -218,6 +252,103 @@ def test_an_estimate_prints_short():
 def test_an_interval_that_cannot_be_had_is_refused(values, words):
     with pytest.raises(ValueError, match=words):
         evaluation.estimate(values)
+
+
+def seeds_and_items(seeds, items, spread, rng):
+    """Scores around 0.3: of seeds, of items, and of both; spread: three deviations."""
+    parts = [(seeds, 1), (1, items), (seeds, items)]
+    return 0.3 + sum(
+        s * rng.normal(size=shape) for s, shape in zip(spread, parts, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "items", "spread"),
+    [(3, 300, (0.3, 2, 2)), (3, 300, (0.0, 1, 2)), (6, 80, (0.5, 1, 1))],
+)
+def test_the_interval_over_seeds_and_items_covers_the_truth(seeds, items, spread):
+    rng, runs = np.random.default_rng(0), 400
+    tables = [seeds_and_items(seeds, items, spread, rng) for _ in range(runs)]
+    found = [evaluation.estimate_over_seeds(table) for table in tables]
+    covered = sum(each.low <= 0.3 <= each.high for each in found)
+    # Satterthwaite's degrees of freedom are approximate with three seeds: 92 % or more.
+    assert covered >= stats.binom.ppf(0.001, runs, 0.92)
+    assert all(each.n == items for each in found)
+
+
+def test_an_interval_over_items_alone_misses_the_seeds():
+    rng = np.random.default_rng(0)
+    tables = [seeds_and_items(3, 300, (1, 1, 1), rng) for _ in range(60)]
+    over_items = [evaluation.estimate(table.mean(0)) for table in tables]
+    assert sum(each.low <= 0.3 <= each.high for each in over_items) < 30
+    over_both = [evaluation.estimate_over_seeds(table) for table in tables]
+    assert sum(each.low <= 0.3 <= each.high for each in over_both) > 50
+
+
+@pytest.mark.parametrize("table", [np.zeros((1, 5)), np.zeros(5), np.zeros((3, 1))])
+def test_one_seed_or_one_item_has_no_interval_over_seeds(table):
+    with pytest.raises(ValueError, match="at least 2 seeds by 2 items"):
+        evaluation.estimate_over_seeds(table)
+
+
+def test_a_table_that_never_varies_is_refused():
+    with pytest.raises(ValueError, match=r"All 15 numbers are 1\.0"):
+        evaluation.estimate_over_seeds(np.ones((3, 5)))
+
+
+# --- for people ---------------------------------------------------------------------
+
+WRITTEN = {
+    name: [evaluation.Generation(f"{name}'s answer {i}", i % 2 == 0) for i in range(12)]
+    for name in ("old", "new")
+}
+ASKED = [[tasks.user(f"Is {i} < 7 & odd?")] for i in range(12)]
+
+
+def test_a_blind_table_hides_who_wrote_what_and_the_key_tells():
+    blind = evaluation.side_by_side(ASKED, WRITTEN, seed=3)
+    assert len(set(blind.key)) == 2  # both orders occur
+    for i, (names, answers) in enumerate(zip(blind.key, blind.answers, strict=True)):
+        ended = "" if i % 2 == 0 else " …"
+        assert answers == tuple(f"{name}'s answer {i}{ended}" for name in names)
+    head = blind._repr_html_().split("</thead>")[0]
+    assert ">A<" in head and ">B<" in head and "old" not in head
+    assert evaluation.side_by_side(ASKED, WRITTEN, seed=3) == blind
+    assert evaluation.side_by_side(ASKED, WRITTEN, seed=4).key != blind.key
+
+
+def test_an_open_table_names_the_models_and_shows_text_as_text():
+    table = evaluation.side_by_side(ASKED, WRITTEN, blind=False)
+    assert set(table.key) == {("old", "new")}
+    page = table._repr_html_()
+    assert ">old<" in page and "Is 3 &lt; 7 &amp; odd?" in page
+    assert "1. Is 0 < 7 & odd?\n   old: old's answer 0" in repr(table)
+
+
+def test_a_dialogue_says_who_speaks():
+    dialogue = [tasks.user("I am Ada."), tasks.assistant("Hello."), tasks.user("Who?")]
+    table = evaluation.side_by_side([dialogue], {"old": WRITTEN["old"][:1]})
+    assert table.prompts == ("user: I am Ada.\nassistant: Hello.\nuser: Who?",)
+    assert "Ada.<br>assistant" in table._repr_html_()
+
+
+def test_votes_are_counted_for_the_models():
+    blind = evaluation.side_by_side(ASKED, WRITTEN, seed=3)
+    for_new = ["AB"[names.index("new")] for names in blind.key]
+    wins, p = blind.unblind(for_new)
+    assert (wins["new"], wins["old"], wins["tie"]) == (12, 0, 0)
+    assert p == pytest.approx(2 / 2**12)
+    wins, p = blind.unblind(["="] * 12)
+    assert wins["tie"] == 12 and math.isnan(p)
+    with pytest.raises(ValueError, match="Row 2: 'C' is none of A, B, ="):
+        blind.unblind(["A", "C", *for_new[2:]])
+    with pytest.raises(ValueError, match="12 rows need as many votes"):
+        blind.unblind("AB")
+
+
+def test_answers_and_prompts_must_be_equally_many():
+    with pytest.raises(ValueError, match="new: 12 answers to 11 prompts"):
+        evaluation.side_by_side(ASKED[:11], {"new": WRITTEN["new"]})
 
 
 # --- while a trainer runs -----------------------------------------------------------

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -95,3 +97,62 @@ def test_it_prints_what_a_reader_needs():
 def test_what_cannot_be_compared_is_refused(first, second, words):
     with pytest.raises(ValueError, match=words):
         evaluation.compare_paired(first, second)
+
+
+# --- numbers instead of yes and no --------------------------------------------------
+
+
+def test_numbers_keep_their_items_together():
+    rng = np.random.default_rng(0)
+    item = rng.normal(0, 3, 300)
+    first, second = item + rng.normal(0, 0.2, 300), item + 0.1 + rng.normal(0, 0.2, 300)
+    found = evaluation.paired_difference(first, second)
+    expected = stats.ttest_rel(second, first).confidence_interval()
+    assert found.value == pytest.approx((second - first).mean())
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.005)
+    unpaired = stats.ttest_ind(second, first).confidence_interval()
+    assert found.high - found.low < 0.2 * (unpaired.high - unpaired.low)
+
+
+def test_numbers_of_other_items_are_refused():
+    with pytest.raises(ValueError, match=r"same items.*\(3,\) and \(2,\)"):
+        evaluation.paired_difference([1, 2, 3], [1, 2])
+
+
+# --- what could be found ------------------------------------------------------------
+
+
+def power(n, changed, difference, runs=4000):
+    """How often McNemar's exact test finds a true difference."""
+    rng = np.random.default_rng(0)
+    shares = [(changed + difference) / 2, (changed - difference) / 2, 1 - changed]
+    gained, lost, _ = rng.multinomial(n, shares, runs).T
+    p_values = 2 * stats.binom.cdf(np.minimum(gained, lost), gained + lost, 0.5)
+    return (p_values < 0.05).mean()
+
+
+@pytest.mark.parametrize(("n", "changed"), [(210, 0.3), (420, 0.14), (420, 0.5)])
+@pytest.mark.parametrize("wanted", [0.8, 0.9])
+def test_the_detectable_difference_is_found_as_often_as_asked(n, changed, wanted):
+    difference = evaluation.detectable_difference(n, changed, power=wanted)
+    # The exact test is a little more cautious than the normal approximation.
+    assert wanted - 0.07 < power(n, changed, difference) < wanted + 0.02
+    assert power(n, changed, 0.7 * difference) < wanted - 0.15
+
+
+def test_more_items_or_fewer_changes_detect_less():
+    found = evaluation.detectable_difference
+    assert found(840, 0.2) < found(420, 0.2) < found(420, 0.3)
+    # About as the square root: four times the items, half the difference.
+    assert found(4 * 420, 0.2) == pytest.approx(found(420, 0.2) / 2, rel=0.02)
+
+
+def test_too_few_items_detect_nothing():
+    assert math.isnan(evaluation.detectable_difference(10, 0.2))
+    assert power(10, 0.2, 0.2) < 0.8  # not even if every change were a gain
+
+
+@pytest.mark.parametrize("changes", [{"changed": 0}, {"changed": 1.2}, {"n": 1}])
+def test_impossible_questions_are_refused(changes):
+    with pytest.raises(ValueError, match="detectable_difference needs"):
+        evaluation.detectable_difference(**{"n": 100, "changed": 0.2} | changes)
