@@ -1,0 +1,211 @@
+"""The output head on scored tokens only, in tiles.
+
+Knows: hidden states, a head, target tokens. Does not know: pairs, losses.
+
+A vocabulary of 128k makes logits the largest tensor of a training step: 4,096 rows of
+them take 2 GiB in fp32, and as much again for their gradient. Here at most `tile` rows
+exist at a time. Their gradient is computed in the same pass: that of one log-prob with
+respect to its hidden state does not depend on the loss, which later only scales it.
+"""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from peft.utils.other import TrainableTokensWrapper
+from torch.utils.checkpoint import checkpoint
+
+
+def token_logps(head, original_forward, hidden, targets, tile):
+    """Log-probability of each target, and the mean of its logits.
+
+    head: the model's output head: nn.Linear, alone or with rows trained by PEFT, or any
+        module from hidden states to logits.
+    original_forward: the head's forward, for heads that only know themselves.
+    hidden: (n, H). targets: (n,) int64.
+    tile: rows of logits at a time, or None for all at once.
+    Returns: (logps, mean_logits), both (n,), in fp32 or better; mean_logits carries no
+        gradient.
+    """
+    if tile is None:
+        return _logps(original_forward, hidden, targets)
+    matrix = frozen_matrix(head)
+    if matrix is not None:
+        return _TiledLogProbs.apply(
+            hidden,
+            matrix.base.weight,
+            matrix.rows,
+            _ids_on(matrix.row_ids, hidden.device),
+            targets,
+            tile,
+            torch.is_grad_enabled(),
+        )
+    tiles = list(zip(hidden.split(tile), targets.split(tile), strict=True))
+    if len(tiles) == 1:
+        return _logps(original_forward, hidden, targets)
+    parts = [
+        checkpoint(_logps, original_forward, h, y, use_reentrant=False)
+        for h, y in tiles
+    ]
+    logps, mean_logits = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(mean_logits)
+
+
+def _logps(forward, hidden, targets):
+    logits = _at_least_fp32(forward(hidden))
+    return -F.cross_entropy(logits, targets, reduction="none"), logits.detach().mean(1)
+
+
+def _at_least_fp32(tensor):
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+class FrozenMatrix(NamedTuple):
+    """A matrix that is not trained, but for some of its rows.
+
+    base: the nn.Linear or nn.Embedding that holds it.
+    rows: (k, H) parameter, what trains in the place of k rows, or None.
+    row_ids: which rows, a tuple of k ints.
+    """
+
+    base: torch.nn.Module
+    rows: torch.Tensor | None
+    row_ids: tuple
+
+
+def frozen_matrix(layer):
+    """The FrozenMatrix of a layer, or None if the layer is something else.
+
+    layer: an nn.Linear or nn.Embedding, alone or with rows trained by PEFT's
+        trainable_token_indices.
+    """
+    rows, row_ids = None, ()
+    if isinstance(layer, TrainableTokensWrapper):
+        switched_off, layer = layer.disable_adapters, layer.token_adapter
+        adapters = [] if switched_off else layer.active_adapters
+        if layer.merged or len(adapters) > 1:
+            return None
+        for adapter in adapters:
+            rows = layer.trainable_tokens_delta[adapter]
+            row_ids = tuple(layer.token_indices[adapter])
+        layer = layer.base_layer
+    # Subclasses may do more than multiply or look up, as quantised ones do.
+    if type(layer) not in (torch.nn.Linear, torch.nn.Embedding):
+        return None
+    if layer.weight.requires_grad or getattr(layer, "bias", None) is not None:
+        return None
+    return FrozenMatrix(layer, rows, row_ids)
+
+
+@functools.lru_cache
+def _ids_on(ids, device):
+    """Token ids as a tensor; made once, since each copy to a GPU waits for it."""
+    return torch.tensor(ids, device=device)
+
+
+class _TiledLogProbs(torch.autograd.Function):
+    """log p(target) under softmax(hidden @ weight.T), with some rows of weight trained.
+
+    Forward saves d logp / d hidden, (n, H), and for trained rows d logp / d logit of
+    those rows, (n, k). Backward scales both by the loss's gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, rows, row_ids, targets, tile, training):
+        kind = hidden.device.type
+        dtype = weight.dtype
+        if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        with torch.autocast(kind, enabled=False):
+            return _TiledLogProbs._forward(
+                ctx, hidden, weight.to(dtype), rows, row_ids, targets, tile, training
+            )
+
+    @staticmethod
+    def _forward(ctx, hidden, weight, rows, row_ids, targets, tile, training):
+        dtype = weight.dtype
+        ctx.dtypes = hidden.dtype, None if rows is None else rows.dtype
+        hidden = hidden.to(dtype)
+        trained = None if rows is None else rows.to(dtype)
+        logps, mean_logits, slopes, row_slopes = [], [], [], []
+        for h, y in zip(hidden.split(tile), targets.split(tile), strict=True):
+            logits = h @ weight.t()
+            if rows is not None:
+                logits[:, row_ids] = h @ trained.t()
+            logits = _at_least_fp32(logits)
+            mean_logits.append(logits.mean(1))
+            log_z = logits.logsumexp(1, keepdim=True)
+            logps.append((logits.gather(1, y[:, None]) - log_z)[:, 0])
+            if not training:
+                continue
+            # d logp / d logits = one-hot(target) - p, in the place of the logits
+            slope = logits.sub_(log_z).exp_().neg_()
+            slope.scatter_add_(1, y[:, None], torch.ones_like(log_z))
+            slope = slope.to(dtype)
+            if rows is None:
+                slopes.append(slope @ weight)
+                continue
+            row_slope = slope[:, row_ids]
+            slope[:, row_ids] = 0
+            slopes.append(torch.addmm(row_slope @ trained, slope, weight))
+            row_slopes.append(row_slope)
+        if training:
+            saved = [torch.cat(slopes)]
+            if rows is not None:
+                saved += [torch.cat(row_slopes), hidden]
+            ctx.save_for_backward(*saved)
+        logps, mean_logits = torch.cat(logps), torch.cat(mean_logits)
+        ctx.mark_non_differentiable(mean_logits)
+        return logps, mean_logits
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        slopes, *for_rows = ctx.saved_tensors
+        hidden_dtype, rows_dtype = ctx.dtypes
+        grad = grad[:, None]
+        grad_hidden = (grad * slopes).to(hidden_dtype)
+        grad_rows = None
+        if for_rows:
+            row_slopes, hidden = for_rows
+            scaled = (grad * row_slopes).to(hidden.dtype)
+            grad_rows = (scaled.t() @ hidden).to(rows_dtype)
+        return grad_hidden, None, grad_rows, None, None, None, None
+
+
+def embed(layer, original_forward, input_ids):
+    """Embeddings of a layer with some rows trained, without a copy of its matrix.
+
+    layer: the model's input embedding. PEFT's own forward copies the whole matrix to
+        put the trained rows in, and its backward makes a gradient for all of it.
+    original_forward: used for any other kind of embedding.
+    input_ids: (1, T). Returns: (1, T, H).
+    """
+    matrix = frozen_matrix(layer)
+    if matrix is None or matrix.rows is None or matrix.base.max_norm is not None:
+        return original_forward(input_ids)
+    if matrix.base.padding_idx in matrix.row_ids:
+        return original_forward(input_ids)  # no gradient flows to a padding row
+    weight = matrix.base.weight
+    matches = input_ids[..., None] == _ids_on(matrix.row_ids, input_ids.device)
+    trained = F.embedding(matches.int().argmax(-1), matrix.rows.to(weight.dtype))
+    frozen = F.embedding(input_ids, weight)
+    return torch.where(matches.any(-1, keepdim=True), trained, frozen)
+
+
+@contextlib.contextmanager
+def borrowed_forward(module, forward):
+    """Within the context, calling `module` calls `forward` instead.
+
+    Hooks stay in place; afterwards the module is as it was.
+    """
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before

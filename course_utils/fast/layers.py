@@ -1,0 +1,137 @@
+"""Decoder layers while a packed row runs through them: compiled, some checkpointed.
+
+Knows: transformers' decoder layers, memory. Does not know: rows, losses.
+"""
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from course_utils.fast.lora import fused_forward
+
+GIB = 2**30
+
+
+def layers_that_fit(budget_bytes, bytes_per_layer, layers):
+    """How many of `layers` can keep their activations within a budget."""
+    if bytes_per_layer <= 0:
+        return layers
+    return min(layers, int(budget_bytes // bytes_per_layer))
+
+
+def saved_bytes(function, module):
+    """(result, bytes) of a call: what autograd keeps of it for backward.
+
+    The parameters of `module` do not count: they are there anyway. What several
+    operations keep counts once.
+    """
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    kept = storages.keys() - weights
+    return result, sum(storages[pointer] for pointer in kept)
+
+
+class DecoderLayers:
+    """The decoder layers of a model, dressed for packed rows.
+
+    model: any transformers or PEFT model. levers: fast.Levers.
+    compile_layers: False, True or a backend's name.
+
+    `dress` puts a forward of its own on every layer. It does something else than before
+    only while `running` is true; whatever checkpointing the model had is taken over.
+    `undress` leaves the layers as they were. In between, do not deepcopy the model: a
+    copy would keep calling the original's layers.
+    """
+
+    def __init__(self, model, levers, compile_layers):
+        self.layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, GradientCheckpointingLayer)
+        ]
+        self._model = model
+        self._levers = levers
+        self._compile = compile_layers
+        self._bytes_per_token = None  # of one layer; measured at the first row
+        self._keeping = len(self.layers)
+        self.running = False
+
+    def dress(self):
+        """Put the forwards on. Reads now which checkpointing the model wants."""
+        self._before = [
+            (layer, layer.__dict__.get("forward"), layer.gradient_checkpointing)
+            for layer in self.layers
+        ]
+        self._wanted = any(layer.gradient_checkpointing for layer in self.layers)
+        if self._levers.fused_lora:
+            for module in self._model.modules():
+                self._fuse(module)
+        for number, layer in enumerate(self.layers):
+            layer.gradient_checkpointing = False
+            layer.forward = self._dispatch(number, layer.forward)
+
+    def _fuse(self, module):
+        forward = fused_forward(module, module.forward)
+        if forward is not None:
+            self._before.append((module, module.__dict__.get("forward"), None))
+            module.forward = forward
+
+    def undress(self):
+        """Leave all modules as they were before `dress`."""
+        for module, forward, checkpointed in reversed(self._before):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+            if checkpointed is not None:
+                module.gradient_checkpointing = checkpointed
+
+    def prepare(self, tokens):
+        """Decide, before a row of `tokens` tokens, how many layers keep activations."""
+        if self._levers.activation_gib is None:
+            self._keeping = 0 if self._wanted else len(self.layers)
+        elif self._bytes_per_token is None:
+            self._keeping = 1  # the first, which is measured
+        else:
+            self._keeping = layers_that_fit(
+                self._levers.activation_gib * GIB,
+                self._bytes_per_token * tokens,
+                len(self.layers),
+            )
+
+    def _dispatch(self, number, original):
+        packed = original
+        if self._compile:
+            backend = self._compile if isinstance(self._compile, str) else "inductor"
+            packed = torch.compile(original, backend=backend)
+
+        def forward(hidden, *args, **kwargs):
+            if not self.running or not torch.is_grad_enabled():
+                return original(hidden, *args, **kwargs)
+            if number < self._keeping:
+                if number == 0 and self._must_measure():
+                    return self._measure(
+                        lambda: packed(hidden, *args, **kwargs), hidden
+                    )
+                return packed(hidden, *args, **kwargs)
+            return checkpoint(packed, hidden, *args, use_reentrant=False, **kwargs)
+
+        return forward
+
+    def _must_measure(self):
+        return self._levers.activation_gib is not None and self._bytes_per_token is None
+
+    def _measure(self, packed, hidden, *args, **kwargs):
+        result, size = saved_bytes(
+            lambda: packed(hidden, *args, **kwargs), self.layers[0]
+        )
+        self._bytes_per_token = size / (hidden.shape[0] * hidden.shape[1])
+        return result

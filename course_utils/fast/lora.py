@@ -1,0 +1,133 @@
+"""LoRA layers as one step: frozen product and low-rank branch together.
+
+Knows: PEFT's plain LoRA layers over nn.Linear and bitsandbytes' Linear4bit. Does not
+know: training, or any other kind of adapter, which keep PEFT's own forward.
+
+PEFT computes W x, then B (A x), scales it and adds it: three passes over the output in
+each direction, and under autocast in 16 bit two copies of x in fp32. Here the branch is
+added inside the second product, x is kept once and in the precision that computes, and
+the scaling falls on the r numbers a token between A and B.
+"""
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+
+try:
+    import bitsandbytes
+    from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+except ImportError:  # optional: without it there are no 4-bit layers to fuse
+    bitsandbytes = LoraLinear4bit = None
+
+
+def fused_forward(layer, original_forward):
+    """A forward for a LoRA layer, or None if its kind cannot be fused.
+
+    layer: any module. original_forward: what the new forward calls whenever the layer
+        is in a state that needs PEFT's own: switched off, merged, several adapters,
+        dropout, mixed precisions.
+    """
+    if type(layer) is not LoraLinear and type(layer) is not LoraLinear4bit:
+        return None
+    base = layer.base_layer
+    four_bit = bitsandbytes is not None and type(base) is bitsandbytes.nn.Linear4bit
+    if not four_bit and type(base) is not torch.nn.Linear:
+        return None
+    if base.weight.requires_grad or getattr(layer, "fan_in_fan_out", False):
+        return None
+
+    def forward(x, *args, **kwargs):
+        adapter = _only_adapter(layer)
+        if args or kwargs or adapter is None:
+            return original_forward(x, *args, **kwargs)
+        low, up = layer.lora_A[adapter], layer.lora_B[adapter]
+        dtype = _computing_dtype(x, base, low, four_bit)
+        if dtype is None or low.bias is not None or up.bias is not None:
+            return original_forward(x)
+        return _FusedLora.apply(
+            x.to(dtype),
+            low.weight,
+            up.weight,
+            layer.scaling[adapter],
+            base.weight,
+            base.bias,
+            base.weight.quant_state if four_bit else None,
+        )
+
+    return forward
+
+
+def _only_adapter(layer):
+    """The one plain adapter that is at work, or None."""
+    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+        return None
+    adapter = layer.active_adapters[0]
+    if adapter not in layer.lora_A or adapter in layer.lora_variant:
+        return None
+    dropout = layer.lora_dropout[adapter]
+    if isinstance(dropout, torch.nn.Dropout) and dropout.training and dropout.p > 0:
+        return None
+    return adapter
+
+
+def _computing_dtype(x, base, low, four_bit):
+    """The one precision in which base and branch compute, or None if they differ."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    else:
+        dtype = x.dtype
+        if low.weight.dtype != dtype:
+            return None
+    if not four_bit:
+        same = base.weight.dtype == dtype or torch.is_autocast_enabled(kind)
+        return dtype if same else None
+    state = base.weight.quant_state
+    if state is None or getattr(state, "packing_format_for_cpu", False):
+        return None
+    return dtype if base.compute_dtype == dtype else None
+
+
+class _FusedLora(torch.autograd.Function):
+    """x W' + scaling (x A') B', with gradients for x, A and B."""
+
+    @staticmethod
+    def forward(ctx, x, low, up, scaling, weight, bias, quant_state):
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False):
+            flat = x.flatten(0, -2)  # (tokens, in)
+            a, b = low.to(x.dtype), up.to(x.dtype)
+            between = (flat @ a.t()).mul_(scaling)  # (tokens, r)
+            if quant_state is None:
+                w = weight.to(x.dtype)
+                out = torch.nn.functional.linear(
+                    flat, w, None if bias is None else bias.to(x.dtype)
+                )
+            else:
+                out = bitsandbytes.matmul_4bit(
+                    flat, weight, quant_state, bias=None if bias is None else bias
+                )
+            out.addmm_(between, b.t())
+        ctx.save_for_backward(flat, between, low, up, weight)
+        ctx.scaling, ctx.quant_state, ctx.shape = scaling, quant_state, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        flat, between, low, up, weight = ctx.saved_tensors
+        dtype = flat.dtype
+        grad = grad.flatten(0, -2).to(dtype)
+        a, b = low.to(dtype), up.to(dtype)
+        grad_between = (grad @ b).mul_(ctx.scaling)
+        grad_x = grad_low = grad_up = None
+        if ctx.needs_input_grad[0]:
+            if ctx.quant_state is None:
+                w = weight.to(dtype)
+            else:
+                w = bitsandbytes.functional.dequantize_4bit(weight, ctx.quant_state)
+                w = w.to(dtype)
+            grad_x = torch.addmm(grad_between @ a, grad, w).view(ctx.shape)
+        if ctx.needs_input_grad[1]:
+            grad_low = (grad_between.t() @ flat).to(low.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_up = (grad.t() @ between).to(up.dtype)
+        return grad_x, grad_low, grad_up, None, None, None, None

@@ -1,0 +1,361 @@
+"""PackedORPOTrainer: TRL's ORPOTrainer, with the same results in less time.
+
+Knows: the Trainer's loop and TRL's loss and metrics. Does not know: how rows, masks,
+head and layers work (`packing` and the other modules of this package).
+
+How a whole optimizer step gets into one window: the Trainer fetches all micro-batches
+of a step at once, in `get_batch_samples`, and then calls `training_step` on each. Here
+all but the last return at once, with a loss of 0, and the last runs the pairs of all.
+The last is also the one on which gradients are synchronised across processes. The sum
+of the losses, the number of steps, data order, schedules and checkpoints stay the
+Trainer's own.
+
+The loss is a sum over pairs: a pair's NLL is weighted by 1 / (tokens in the NLL of its
+micro-batch), its preference term by 1 / (pairs in its micro-batch), and the Trainer
+divides by the number of micro-batches, as it does for TRL. So rows may mix pairs of
+different micro-batches, and each row can go through forward and backward alone.
+"""
+
+import contextlib
+
+import torch
+from trl.experimental.orpo import ORPOTrainer
+
+from course_utils import packing
+from course_utils.fast import attention, head
+from course_utils.fast.layers import DecoderLayers
+from course_utils.fast.levers import Levers, choose_attention, choose_compile
+
+DEFERRED = "deferred"  # value of "window" in a micro-batch that a later one takes along
+
+
+class PackedORPOTrainer(ORPOTrainer):
+    """Drop-in for `trl.experimental.orpo.ORPOTrainer`: change the class name only.
+
+    Takes TRL's arguments, and `levers`, a fast.Levers, to switch parts off. Loss,
+    gradients and logged metrics equal TRL's to rounding, with one exception:
+    `logits/chosen` and `logits/rejected` average real tokens only, where TRL's average
+    includes what the model says about padding.
+
+    Raises: ValueError at construction if a row leaves no room for an answer (names the
+        rows), or if the model is of a kind that cannot be packed (says why).
+    """
+
+    def __init__(self, *args, levers=None, **kwargs):
+        self.levers = levers or Levers()
+        super().__init__(*args, **kwargs)
+        _require_packable(self.model, self)
+        for name, dataset in (
+            ("train_dataset", self.train_dataset),
+            ("eval_dataset", self.eval_dataset),
+        ):
+            _require_answers(dataset, name)
+        self.data_collator = _WithPairs(self.data_collator)
+        device = self.args.device
+        self.attention, self.attention_reason = choose_attention(
+            self.levers.attention, device
+        )
+        self.compile_layers, self.compile_reason = choose_compile(
+            self.levers.compile_layers, self.attention, device
+        )
+        self._layers = None  # while the model is dressed: its DecoderLayers
+        self._attention_before = None
+        self._scores = []  # of the rows of the window at work
+        self._head_verified = False
+
+    # ---- the model, dressed for packed rows ----
+
+    def dress(self):
+        """Prepare the model for packed rows; training and evaluation do it."""
+        if self._layers is not None:
+            return
+        config = self.model.config
+        self._attention_before = config._attn_implementation
+        config._attn_implementation = attention.NAME
+        self._layers = DecoderLayers(self.model, self.levers, self.compile_layers)
+        self._layers.dress()
+
+    def undress(self):
+        """Leave the model as it was before `dress`."""
+        if self._layers is not None:
+            self._layers.undress()
+            self._layers = None
+            self.model.config._attn_implementation = self._attention_before
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.undress()
+
+    def evaluation_loop(self, *args, **kwargs):
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self.is_in_train:
+                self.undress()
+
+    # ---- the window of an optimizer step ----
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.levers.packing and batches:
+            groups = [_pairs(batch) for batch in batches]
+            for batch in batches[:-1]:
+                batch["window"] = DEFERRED
+            batches[-1]["window"] = groups
+        return batches, items
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        groups = inputs.get("window") or [_pairs(inputs)]
+        if groups is DEFERRED:
+            return torch.zeros((), device=self.args.device)
+        if isinstance(model, torch.nn.DataParallel):
+            raise ValueError(
+                "several GPUs in one process (DataParallel) are not supported. Start "
+                "with `accelerate launch`, or show one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
+        rows = self._pack(groups)
+        loss, self._scores = 0, []
+        for number, row in enumerate(rows):
+            last = number == len(rows) - 1
+            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+            with sync:
+                loss = loss + super().training_step(
+                    model, {"row": row}, num_items_in_batch
+                )
+        for metrics in self._metrics(groups, rows, self._scores, prefix=""):
+            self.store_metrics(metrics, train_eval="train")
+        return loss
+
+    def compute_loss(
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
+    ):
+        if "row" not in inputs:
+            return super().compute_loss(
+                model, inputs, return_outputs, num_items_in_batch
+            )
+        with self._autocast():
+            loss, scores = self._row_loss(model, inputs["row"])
+        self._scores.append(scores)
+        return loss.to(self.args.device)
+
+    def get_batch_loss_metrics(self, model, batch, train_eval="train"):
+        groups = [_pairs(batch)]
+        rows = self._pack(groups)
+        losses, scores = zip(*(self._row_loss(model, row) for row in rows), strict=True)
+        prefix = "eval_" if train_eval == "eval" else ""
+        (metrics,) = self._metrics(groups, rows, scores, prefix)
+        return sum(losses), metrics
+
+    def _autocast(self):
+        # As in ORPOTrainer.compute_loss.
+        if self._peft_has_been_casted_to_bf16:
+            return torch.autocast(self.accelerator.device.type)
+        return contextlib.nullcontext()
+
+    def _pack(self, groups):
+        return packing.pack_window(
+            groups,
+            self.levers.token_budget if self.levers.packing else 1,
+            share_prefix=self.levers.shared_prefix,
+            multiple=attention.FLEX_BLOCK if self.attention == "flex" else 1,
+        )
+
+    # ---- one row ----
+
+    def _row_loss(self, model, row):
+        """(loss, scores) of a row's pairs; losses of a window's rows add up.
+
+        scores: detached (P, 5), a pair's sum of the chosen NLL, mean log-probs of the
+            chosen and the rejected answer, sums of mean logits of either sequence.
+        """
+        row = row.on(self.args.device)
+        logps, mean_logits = self._token_logps(model, row)
+        nll = -packing.sums(logps, row.in_chosen)
+        chosen = packing.means(logps, row.chosen_answer)
+        rejected = packing.means(logps, row.rejected_answer)
+        losses = self.odds_ratio_loss(chosen, rejected)[0]
+        loss = (row.nll_weight.to(nll.dtype) * nll).sum() - (
+            row.pair_weight.to(losses.dtype) * losses
+        ).sum()
+        logits = (
+            packing.sums(mean_logits, m) for m in (row.in_chosen, row.in_rejected)
+        )
+        return loss, torch.stack([nll, chosen, rejected, *logits], dim=1).detach()
+
+    def _token_logps(self, model, row):
+        """Log-probs of a row's targets and the means of their logits, both (n,).
+
+        The head's forward is replaced for this one call, so that scoring happens inside
+        the model's own forward: DDP and autocast see what they expect.
+        """
+        self.dress()
+        output = self.model.get_output_embeddings()
+        embedding = self.model.get_input_embeddings()
+        head_forward, embed_forward = output.forward, embedding.forward
+        tile, scored = self.levers.head_tile, []
+
+        def score(hidden):
+            hidden = hidden.flatten(0, 1).index_select(0, row.sources)
+            scored.extend(
+                head.token_logps(output, head_forward, hidden, row.targets, tile)
+            )
+            return scored[0]
+
+        def embed(input_ids):
+            return head.embed(embedding, embed_forward, input_ids)
+
+        self._layers.prepare(row.input_ids.shape[1])
+        self._layers.running = True
+        try:
+            with (
+                head.borrowed_forward(output, score),
+                head.borrowed_forward(embedding, embed),
+            ):
+                logps = model(
+                    input_ids=row.input_ids,
+                    position_ids=row.position_ids,
+                    use_cache=False,
+                    **attention.mask_arguments(row, self.attention),
+                ).logits
+        finally:
+            self._layers.running = False
+        if not self._head_verified:
+            self._verify_head(logps, scored[0])
+        return logps, scored[1]
+
+    def _verify_head(self, returned, scored):
+        """Once: what the model returns must be what its head returned."""
+        if not torch.equal(returned, scored.to(returned.dtype)):
+            raise ValueError(
+                f"{type(self.model).__name__} changes its head's logits (by a scale or "
+                "a soft cap), so they cannot be scored inside the head. Train this "
+                "model with TRL's ORPOTrainer."
+            )
+        self._head_verified = True
+
+    # ---- metrics ----
+
+    def _metrics(self, groups, rows, scores, prefix):
+        """One dict of metrics for each group, with TRL's names and TRL's averages."""
+        with torch.no_grad():
+            order = torch.cat([row.window_index for row in rows]).argsort()
+            table = torch.cat(list(scores))[order]
+            out, start = [], 0
+            for group in groups:
+                part = table[start : start + len(group)]
+                out.append(self._group_metrics(group, part, prefix))
+                start += len(group)
+        return out
+
+    def _group_metrics(self, group, table, prefix):
+        nll, chosen, rejected, chosen_logits, rejected_logits = table.unbind(1)
+        _, chosen_rewards, rejected_rewards, log_odds_ratio, log_odds = (
+            self.odds_ratio_loss(chosen, rejected)
+        )
+        tokens = [sum(len(ids) - 1 for ids in side) for side in _sides(group)]
+        by_pair = {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/rejected": rejected,
+            "logps/chosen": chosen,
+        }
+        by_group = {
+            "logits/rejected": rejected_logits.sum() / tokens[1],
+            "logits/chosen": chosen_logits.sum() / tokens[0],
+            "nll_loss": nll.sum() / tokens[0],
+            "log_odds_ratio": log_odds_ratio,
+            "log_odds_chosen": log_odds,
+        }
+        # Two collective calls instead of TRL's eleven.
+        gathered = {}
+        for values, columns in (
+            (by_pair, torch.stack(list(by_pair.values()), dim=1)),
+            (by_group, torch.stack(list(by_group.values()))[None]),
+        ):
+            means = self.accelerator.gather_for_metrics(columns).mean(0)
+            gathered |= dict(zip(values, means.unbind(), strict=True))
+        if not self.levers.deferred_metrics:
+            gathered = {name: value.item() for name, value in gathered.items()}
+        return {prefix + name: value for name, value in gathered.items()}
+
+
+class _WithPairs:
+    """A collator's batch, plus its Pairs: they stay on the CPU, where rows are made."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, features):
+        batch = self.collator(features)
+        batch["pairs"] = [
+            packing.pair_from_row(row, f"row {number} of a batch")
+            for number, row in enumerate(features)
+        ]
+        return batch
+
+
+def _pairs(batch):
+    return batch["pairs"] if "pairs" in batch else packing.pairs_from_batch(batch)
+
+
+def _sides(group):
+    return [pair.chosen_ids for pair in group], [pair.rejected_ids for pair in group]
+
+
+def _require_answers(dataset, name, most=5):
+    """ValueError naming the rows of a tokenised dataset whose prompt fills max_length.
+
+    A dataset that can only be iterated is checked batch by batch instead.
+    """
+    if dataset is None or not hasattr(dataset, "select_columns"):
+        return
+    if not hasattr(dataset, "__len__"):
+        return
+    empty = []
+    columns = dataset.select_columns(["chosen_labels", "rejected_labels"])
+    for number, row in enumerate(columns.with_format("numpy")):
+        for labels in row.values():
+            if not (labels[1:] != packing.IGNORED).any():
+                empty.append(number)
+                break
+    if empty:
+        shown = ", ".join(map(str, empty[:most])) + (", ..." if empty[most:] else "")
+        raise ValueError(
+            f"{name}: {len(empty)} of {len(dataset)} rows leave no room for an answer "
+            f"(row {shown}): the prompt alone fills max_length, and TRL would compute "
+            "NaN. Drop them (chat.check_pairs), or raise max_length."
+        )
+
+
+def _require_packable(model, trainer):
+    """ValueError that says why a model or a setup cannot be trained in packed rows."""
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    peft_config = getattr(model, "active_peft_config", None)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    reasons = {
+        "encoder-decoder models have no common row": trainer.is_encoder_decoder,
+        "the router's auxiliary loss averages over batches": trainer.aux_loss_enabled,
+        "its attention cannot be replaced (no AttentionInterface)": (
+            not getattr(base, "_supports_attention_backend", False)
+        ),
+        f"its sliding window of {window} tokens is shorter than max_length": (
+            window is not None and window < trainer.max_length
+        ),
+        "prompt learning puts tokens of its own before the row": (
+            getattr(peft_config, "is_prompt_learning", False)
+        ),
+        "DeepSpeed counts every backward pass as a micro-batch": (
+            trainer.is_deepspeed_enabled
+        ),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ValueError(
+                f"{type(base).__name__} cannot be trained in packed rows: {reason}. "
+                "Use TRL's ORPOTrainer."
+            )

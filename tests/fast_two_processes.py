@@ -1,0 +1,50 @@
+"""Run by test_fast under torch.distributed.run: TRL's trainer and ours, two processes.
+
+Argument: the folder for theirs-RANK.pt and ours-RANK.pt.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from fast_harness import lora, make_trainer, trained
+from trl.experimental.orpo import ORPOTrainer
+
+from course_utils.fast import Levers, PackedORPOTrainer
+
+
+def main(folder):
+    for name, cls, extra in (
+        ("theirs", ORPOTrainer, {}),
+        # so small that the windows take several rows
+        ("ours", CountingTrainer, {"levers": Levers(token_budget=90)}),
+    ):
+        trainer = make_trainer(
+            cls, folder, peft_config=lora(), rows=22, gradient_accumulation_steps=2,
+            learning_rate=5e-3, logging_steps=1, max_steps=6, **extra,
+        )  # fmt: skip
+        trainer.train()
+        result = {
+            "weights": {n: p.data for n, p in trained(trainer.model).items()},
+            "logs": trainer.state.log_history,
+            "rows": getattr(trainer, "rows", []),
+        }
+        rank = trainer.accelerator.process_index
+        torch.save(result, folder / f"{name}-{rank}.pt")
+
+
+class CountingTrainer(PackedORPOTrainer):
+    """Counts the rows of each window."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rows = []
+
+    def _pack(self, groups):
+        rows = super()._pack(groups)
+        self.rows.append(len(rows))
+        return rows
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

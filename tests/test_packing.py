@@ -1,0 +1,223 @@
+"""Packed rows: what each token sees, what is scored, what shares a row."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from course_utils import packing
+
+IGNORED = packing.IGNORED
+
+
+def make_pair(chosen, rejected, prompts=(1, 1)):
+    """A Pair from ids; the first prompts[...] tokens of either side are its prompt."""
+    row = {}
+    for side, ids, prompt in zip(
+        ("chosen", "rejected"), (chosen, rejected), prompts, strict=True
+    ):
+        row[f"{side}_input_ids"] = list(ids)
+        row[f"{side}_labels"] = [IGNORED] * prompt + list(ids)[prompt:]
+    return packing.pair_from_row(row)
+
+
+@st.composite
+def pairs(draw):
+    """Pairs of few different tokens, so that long prefixes are frequent."""
+    token = st.integers(0, 2)
+    prompt = draw(st.lists(token, min_size=0, max_size=5))
+    answers = [draw(st.lists(token, min_size=1, max_size=6)) for _ in range(2)]
+    if draw(st.booleans()):  # one answer continues the other
+        answers[1] = answers[0] + answers[1]
+    if draw(st.booleans()):
+        answers.reverse()
+    if not prompt:  # nothing predicts a first token, so one more must be scored
+        answers = [[*answer, 0] for answer in answers]
+    sides = [prompt + answer for answer in answers]
+    return make_pair(*sides, prompts=(len(prompt), len(prompt)))
+
+
+def packed(groups, budget=1000, **settings):
+    return packing.pack_window(groups, budget, **settings)
+
+
+def contexts(row):
+    """For each target: (ids it is predicted from, their positions, its id)."""
+    seen = packing.visible(row.document, row.branch)
+    return [
+        (
+            row.input_ids[0, seen[source]].tolist(),
+            row.position_ids[0, seen[source]].tolist(),
+            target,
+        )
+        for source, target in zip(row.sources, row.targets.tolist(), strict=True)
+    ]
+
+
+@given(st.lists(pairs(), min_size=1, max_size=4), st.booleans(), st.integers(1, 7))
+def test_every_token_is_predicted_from_what_comes_before_it(pairs, share, multiple):
+    (row,) = packed([pairs], share_prefix=share, multiple=multiple)
+    predictions = contexts(row)
+    for number, pair in enumerate(pairs):
+        for ids, scored, members, answers in (
+            (pair.chosen_ids, pair.chosen_scored, row.in_chosen, row.chosen_answer),
+            (
+                pair.rejected_ids,
+                pair.rejected_scored,
+                row.in_rejected,
+                row.rejected_answer,
+            ),
+        ):
+            found = [predictions[i] for i in members[number].nonzero()[:, 0]]
+            ids = ids.tolist()
+            assert found == [
+                (ids[:t], list(range(t)), ids[t]) for t in range(1, len(ids))
+            ]
+            # and among them the answer's own, in order
+            among = answers[number][members[number]]
+            assert among.tolist() == scored[1:].tolist()
+            assert not (answers[number] & ~members[number]).any()
+
+
+@given(st.lists(pairs(), min_size=1, max_size=4))
+def test_a_shared_prefix_is_read_and_scored_once(pairs):
+    (row,) = packed([pairs])
+    shared = [packing.shared_prefix(p.chosen_ids, p.rejected_ids) for p in pairs]
+    whole = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    assert row.input_ids.shape[1] == sum(row.lengths) == whole - sum(shared)
+    # Of the two first tokens none is scored; what both have in common counts once.
+    twice = sum(max(0, length - 1) for length in shared)
+    assert len(row.targets) == whole - 2 * len(pairs) - twice
+    assert torch.equal(row.document.bincount(), torch.tensor(row.lengths))
+
+
+def test_the_prefix_reaches_into_the_answers():
+    (row,) = packed([[make_pair([7, 8, 1, 2, 3], [7, 8, 1, 4], prompts=(2, 2))]])
+    assert row.input_ids.tolist() == [[7, 8, 1, 2, 3, 4]]
+    assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert row.branch.tolist() == [0, 0, 0, 1, 1, 2]
+    # The 1, last of the prefix, predicts both the 2 and the 4.
+    assert row.sources.tolist() == [0, 1, 2, 3, 2]
+    assert row.targets.tolist() == [8, 1, 2, 3, 4]
+    assert row.chosen_answer.tolist() == [[False, True, True, True, False]]
+    assert row.rejected_answer.tolist() == [[False, True, False, False, True]]
+
+
+@given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
+def test_shared_prefix_is_the_longest(first, second):
+    length = packing.shared_prefix(np.array(first), np.array(second))
+    assert first[:length] == second[:length]
+    assert first[length : length + 1] != second[length : length + 1] or not (
+        first[length:] or second[length:]
+    )
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.integers(1, 40))
+def test_rows_hold_every_item_once_and_keep_the_budget(lengths, budget):
+    rows = packing.fill_rows(lengths, budget)
+    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
+    loads = [sum(lengths[item] for item in row) for row in rows]
+    for row, load in zip(rows, loads, strict=True):
+        assert row == sorted(row)
+        assert load <= budget or len(row) == 1
+    # No two rows would fit into one: first fit leaves no such waste.
+    fitting = sorted(load for load in loads if load <= budget)
+    assert all(a + b > budget for a, b in itertools.pairwise(fitting))
+
+
+@given(st.lists(pairs(), min_size=1, max_size=4), st.integers(1, 9))
+def test_masks_of_single_pairs_are_the_blocks_of_the_dense_mask(pairs, multiple):
+    (row,) = packed([pairs], multiple=multiple)
+    dense = packing.visible(row.document, row.branch)
+    blocks = [
+        mask[0, :length, :length]
+        for mask, length in zip(
+            packing.pair_masks(row.branch, row.lengths), row.lengths, strict=True
+        )
+    ]
+    real = sum(row.lengths)
+    assert torch.equal(torch.block_diag(*blocks).bool(), dense[:real, :real])
+    assert dense.any(dim=1).all()  # padding sees itself: no softmax over nothing
+
+
+def test_padding_is_seen_by_no_pair_and_scored_by_none():
+    (row,) = packed([[make_pair([1, 2, 3], [1, 2, 4])]], multiple=8)
+    assert row.input_ids.shape == (1, 8)
+    assert row.document.tolist() == [0] * 4 + [-1] * 4
+    assert not packing.visible(row.document, row.branch)[:4, 4:].any()
+    assert row.sources.max() < 4
+
+
+def test_weights_stay_those_of_the_micro_batches():
+    short, long = make_pair([1, 2], [1, 3]), make_pair([1] * 9, [1] * 4)
+    first, second = packed([[short, long], [short]], budget=13)
+    assert first.window_index.tolist() == [0, 1] and second.window_index.tolist() == [2]
+    assert first.nll_weight.tolist() == [1 / 9, 1 / 9]  # 1 + 8 tokens in the NLL
+    assert second.nll_weight.tolist() == [1.0]
+    assert first.pair_weight.tolist() == [0.5, 0.5]
+    assert second.pair_weight.tolist() == [1.0]
+
+
+def test_a_pair_above_the_budget_gets_a_row_of_its_own():
+    rows = packed([[make_pair([1] * 9, [2] * 4), make_pair([1, 2], [1, 3])]], budget=5)
+    assert [row.lengths for row in rows] == [(13,), (3,)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_gives_the_pairs_back(side):
+    expected = [make_pair([5, 6, 7, 8], [5, 9]), make_pair([5, 4], [5, 3, 2])]
+
+    def padded(arrays, fill):
+        longest = max(map(len, arrays))
+        widths = [(longest - len(a), 0)[:: 1 if side == "left" else -1] for a in arrays]
+        return torch.tensor(
+            np.stack(
+                [
+                    np.pad(a, width, constant_values=fill)
+                    for a, width in zip(arrays, widths, strict=True)
+                ]
+            )
+        )
+
+    batch = {}
+    for name in ("chosen", "rejected"):
+        ids = [getattr(pair, f"{name}_ids") for pair in expected]
+        scored = [getattr(pair, f"{name}_scored") for pair in expected]
+        batch[f"{name}_input_ids"] = padded(ids, 0)
+        batch[f"{name}_attention_mask"] = padded([np.ones_like(i) for i in ids], 0)
+        batch[f"{name}_labels"] = padded(
+            [np.where(s, i, IGNORED) for i, s in zip(ids, scored, strict=True)], IGNORED
+        )
+    for pair, wanted in zip(packing.pairs_from_batch(batch), expected, strict=True):
+        for name, value in vars(wanted).items():
+            np.testing.assert_array_equal(getattr(pair, name), value)
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_row_without_an_answer_is_named(side):
+    row = {
+        "chosen_input_ids": [1, 2, 3],
+        "chosen_labels": [IGNORED, 2, 3],
+        "rejected_input_ids": [1, 2, 3],
+        "rejected_labels": [IGNORED, 2, 3],
+    }
+    packing.pair_from_row(row)
+    # The first token is predicted by nothing: scored or not, it does not help.
+    row[f"{side}_labels"] = [1, IGNORED, IGNORED]
+    with pytest.raises(ValueError, match=f"row 5: no token of the {side} answer"):
+        packing.pair_from_row(row, "row 5")
+
+
+def test_a_budget_below_one_is_refused():
+    with pytest.raises(ValueError, match="token_budget must be at least 1, got 0"):
+        packing.fill_rows([3], 0)
+
+
+def test_sums_and_means_are_per_pair():
+    values = torch.tensor([1.0, 2.0, 4.0])
+    members = torch.tensor([[True, True, False], [False, True, True]])
+    assert packing.sums(values, members).tolist() == [3.0, 6.0]
+    assert packing.means(values, members).tolist() == [1.5, 3.0]
