@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
 from scipy import stats
 
-from course_utils import chat, evaluation, lab, mixing, models, sources
+from course_utils import chat, evaluation, lab, mixing, models
 from course_utils.benchmarks import __main__ as command
 from course_utils.benchmarks import harness, nous
 from course_utils.benchmarks import lab as lab_tasks
@@ -322,11 +322,19 @@ def test_published_averages_are_means_of_their_groups():
         assert row["source"] in found["sources"]
 
 
-def test_contamination_is_said_of_sources_that_there_are():
-    known = sources.cards()
-    for remark in nous.contamination():
-        assert remark["source"] in known
-        assert remark["remark"] and remark["evidence"]
+def test_the_cards_remarks_on_benchmarks_are_found_whole():
+    found = nous.contamination()
+    said = {(name, each["source"]) for each in found for name in each["benchmarks"]}
+    expected = {
+        ("TruthfulQA", "ultrafeedback"), ("TruthfulQA", "truthy"), ("MATH", "prm"),
+        ("GSM8K", "intel-orca"), ("TheoremQA", "capybara"),
+        ("GSM8K", "math-preference"),
+    }  # fmt: skip
+    assert expected <= said
+    for each in found:
+        assert each["in the suite"] == ("TruthfulQA" in each["benchmarks"])
+        assert each["remark"].endswith(".") and "\n" not in each["remark"]
+        assert each["card"].endswith(".md")
 
 
 def made_up(seed, n=400):

@@ -11,6 +11,7 @@ What is said of it here was read in those two repositories.
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ import yaml
 from lm_eval.tasks import TaskManager
 from scipy import stats
 
+from course_utils import sources
 from course_utils.evaluation import Estimate
 
 GROUPS = ("AGIEval", "GPT4All", "TruthfulQA", "Bigbench")
@@ -117,17 +119,45 @@ def folders():
 
 def published():
     """The published scores: {"columns", "sources", "rows": [{"model", "scores", …}]}"""
-    return _data("published_scores.json")
+    path = resources.files("course_utils.benchmarks") / "published_scores.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# Benchmarks that the sources of the mix touch; of these the suite holds TruthfulQA.
+_TOUCHED = ("TruthfulQA", "MATH", "GSM8K", "TheoremQA")
 
 
 def contamination():
-    """What documents say of the mix and benchmarks: list of dicts, one a remark."""
-    return _data("contamination.json")["remarks"]
+    """What the data cards say of the mix and benchmarks: list of dicts, one a remark.
+
+    Keys: "source", "benchmarks" (tuple), "in the suite" (bool), "remark", "card" (file
+    name). Both versions of the mix are looked through. Whether questions *are* shared
+    only a comparison can say: `mixing.find_overlap`.
+    """
+    cards = {
+        card.path: card
+        for version in ("v1.0", "v1.2")
+        for card in sources.cards(version=version).values()
+    }
+    found = []
+    for path, card in sorted(cards.items()):
+        for bullet in _bullets(path.read_text(encoding="utf-8")):
+            named = tuple(n for n in _TOUCHED if re.search(rf"\b{n}\b", bullet))
+            if named:
+                found.append({
+                    "source": card.source,
+                    "benchmarks": named,
+                    "in the suite": "TruthfulQA" in named,
+                    "remark": bullet.removeprefix("**Contamination:** "),
+                    "card": path.name,
+                })  # fmt: skip
+    return found
 
 
-def _data(name):
-    path = resources.files("course_utils.benchmarks") / name
-    return json.loads(path.read_text(encoding="utf-8"))
+def _bullets(text):
+    """The list items of a Markdown text, each on one line."""
+    items = re.findall(r"^- (.+(?:\n  \S.*)*)", text, re.MULTILINE)
+    return [re.sub(r"\s+", " ", item) for item in items]
 
 
 def items(tasks):

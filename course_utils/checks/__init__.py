@@ -5,11 +5,21 @@ checks an attempt, and `checks.solution("1.2")` shows a solution.
 Does not know: the notebooks.
 """
 
-from course_utils.checks.comparing import paired_pairs_needed, seed_interval
+from course_utils.checks.comparing import (
+    acc_norm,
+    paired_pairs_needed,
+    seed_interval,
+    suite_average,
+)
 from course_utils.checks.data import my_rule, prompt_of, swapped_digits
 from course_utils.checks.loading import better_code, bits_per_weight, lora_parameters
 from course_utils.checks.mechanism import EXERCISES, solution
-from course_utils.checks.merging import mean_kl, merged_weight
+from course_utils.checks.merging import (
+    hidden_share,
+    mean_kl,
+    merged_weight,
+    rotation_order,
+)
 from course_utils.checks.speed import branch_mask, padding_share
 from course_utils.checks.start import profile_of, seen
 from course_utils.checks.theory import delta, log_odds, mask_prompt
@@ -17,11 +27,13 @@ from course_utils.checks.training import furthest_move, pairs_needed
 
 __all__ = [
     "EXERCISES",
+    "acc_norm",
     "better_code",
     "bits_per_weight",
     "branch_mask",
     "delta",
     "furthest_move",
+    "hidden_share",
     "log_odds",
     "lora_parameters",
     "mask_prompt",
@@ -33,8 +45,10 @@ __all__ = [
     "pairs_needed",
     "profile_of",
     "prompt_of",
+    "rotation_order",
     "seed_interval",
     "seen",
     "solution",
+    "suite_average",
     "swapped_digits",
 ]

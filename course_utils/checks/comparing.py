@@ -1,4 +1,4 @@
-"""Exercises of notebook 05: seeds, and how many pairs a comparison needs."""
+"""Exercises of notebook 05: seeds, pairs that a comparison needs, benchmark scores."""
 
 import math
 
@@ -115,3 +115,107 @@ def paired_pairs_needed(attempt):
     expected = solutions.paired_pairs_needed(changed, difference / 2)
     why = "half the difference takes four times the pairs: n grows with the square"
     expect(got == expected, why, got, expected)
+
+
+# Log-likelihoods, choices, index of the right one: short and long choices in turn.
+_ITEMS = (
+    ((-4.0, -9.0), ("No.", "It is the heron."), 1),
+    ((-4.0, -9.0), ("No.", "It is the heron."), 0),
+    ((-20.0, -11.0), ("a b c d e f g h", "Marsenmo-on-Derbri"), 1),
+    ((-20.0, -11.0), ("a b c d e f g h", "Marsenmo-on-Derbri"), 0),
+    ((-5.0, -6.0), ("Sure, it is the heron.", "No."), 0),
+)
+
+
+def _right(score):
+    """Per item 1 or 0, for one way of scoring a choice."""
+
+    def one(loglikelihoods, choices, gold):
+        scores = [score(*each) for each in zip(loglikelihoods, choices, strict=True)]
+        return int(scores.index(max(scores)) == gold)
+
+    return one
+
+
+def _all_items(way):
+    return [way(*item) for item in _ITEMS]
+
+
+@exercise(
+    "5.3",
+    solutions.acc_norm,
+    mistakes={
+        "that is acc": _right(lambda ll, text: ll),
+        "number of words": _right(lambda ll, text: ll / len(text.split())),
+        "divide": _right(lambda ll, text: ll * len(text)),
+        "worst": lambda lls, choices, gold: 1 - solutions.acc_norm(lls, choices, gold),
+        "1 or 0": lambda lls, choices, gold: "right",
+        "wrong on these": lambda lls, choices, gold: 1,
+    },
+)
+def acc_norm(attempt):
+    """lm-eval's acc_norm of one item: 1 or 0."""
+    got = [returned(attempt, *item) for item in _ITEMS]
+    expected = _all_items(solutions.acc_norm)
+    why = "return 1 or 0: does the best choice by length have the index `gold`?"
+    expect(all(value in (0, 1) for value in got), why, got, expected)
+    why = "that is acc: by the sum alone, a short choice beats a long one"
+    expect(got != _all_items(_right(lambda ll, text: ll)), why, got, expected)
+    why = "it is the number of characters that counts here, not the number of words"
+    by_words = _right(lambda ll, text: ll / len(text.split()))
+    expect(got != _all_items(by_words), why, got, expected)
+    why = "divide by the length: multiplied, long choices lose even more"
+    multiplied = _right(lambda ll, text: ll * len(text))
+    expect(got != _all_items(multiplied), why, got, expected)
+    why = "that takes the worst choice: log-likelihoods are negative, the nearest to 0 wins"
+    expect(got != [1 - value for value in expected], why, got, expected)
+    expect(got == expected, "wrong on these items", got, expected)
+
+
+_SUITE = {
+    "TruthfulQA": {"mc2": [0.9, 0.5]},
+    "Bigbench": {"navigate": [0, 0, 0, 1], "snarks": [1, 0], "ruin_names": [0] * 6},
+}
+
+
+def _mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def _rows(groups):
+    return [row for rows in groups.values() for row in rows.values()]
+
+
+@exercise(
+    "5.4",
+    solutions.suite_average,
+    mistakes={
+        "every row the same weight": lambda g: _mean(map(_mean, _rows(g))),
+        "every item the same weight": lambda g: _mean(v for r in _rows(g) for v in r),
+        "within its group": lambda g: _mean(
+            _mean(v for row in rows.values() for v in row) for rows in g.values()
+        ),
+        "not the average": lambda g: 0.3,
+    },
+)
+def suite_average(attempt):
+    """The one number of the Nous suite: mean of groups of means of rows."""
+    got = returned(attempt, _SUITE)
+    expected = solutions.suite_average(_SUITE)
+
+    def far(value):
+        return abs(got - value) > 1e-6
+
+    why = "that gives every row the same weight: a large group then counts for more"
+    expect(far(_mean(map(_mean, _rows(_SUITE)))), why, got, expected)
+    why = "that gives every item the same weight: a long task then counts for more"
+    every = [value for row in _rows(_SUITE) for value in row]
+    expect(far(_mean(every)), why, got, expected)
+    why = "within its group every row weighs the same, however many items it has"
+    pooled = (
+        _mean(value for row in rows.values() for value in row)
+        for rows in _SUITE.values()
+    )
+    expect(far(_mean(pooled)), why, got, expected)
+    expect(not far(expected), "this is not the average", got, expected)

@@ -113,6 +113,21 @@ def paired_pairs_needed(changed, difference, power=0.8, alpha=0.05):
     return math.ceil((spread / difference) ** 2)
 
 
+def acc_norm(loglikelihoods, choices, gold):
+    # A log-likelihood falls with every token, so the sum alone favours short choices.
+    scores = [ll / len(text) for ll, text in zip(loglikelihoods, choices, strict=True)]
+    return int(scores.index(max(scores)) == gold)
+
+
+def suite_average(groups):
+    # Three means, one inside the other: a group of one row weighs as much as one of 18.
+    def mean(values):
+        values = list(values)
+        return sum(values) / len(values)
+
+    return mean(mean(map(mean, rows.values())) for rows in groups.values())
+
+
 def merged_weight(weight, lora_a, lora_b, alpha):
     rank = lora_a.shape[0]
     return weight + alpha / rank * lora_b @ lora_a
@@ -122,6 +137,15 @@ def mean_kl(trained_logits, merged_logits):
     log_p = trained_logits.log_softmax(-1)
     log_q = merged_logits.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()  # sum over words, mean rest
+
+
+def hidden_share(n):
+    return 1 - 0.05 ** (1 / n)  # (1 - share)^n = 0.05; about 3 / n
+
+
+def rotation_order(weight, heads):
+    halves = weight.reshape(heads, 2, -1, weight.shape[1])  # heads, half, d/2, in
+    return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def padding_share(lengths, batch_size):
