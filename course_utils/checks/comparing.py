@@ -167,7 +167,7 @@ def acc_norm(attempt):
     why = "divide by the length: multiplied, long choices lose even more"
     multiplied = _right(lambda ll, text: ll * len(text))
     expect(got != _all_items(multiplied), why, got, expected)
-    why = "that takes the worst choice: log-likelihoods are negative, the nearest to 0 wins"
+    why = "that takes the worst choice: of negative numbers the one nearest 0 is best"
     expect(got != [1 - value for value in expected], why, got, expected)
     expect(got == expected, "wrong on these items", got, expected)
 
