@@ -1,4 +1,4 @@
-"""Exercises of notebook 06: the merge, and how far two models are apart."""
+"""Exercises of notebook 06: the merge, how far models are apart, what a file holds."""
 
 import math
 
@@ -92,3 +92,70 @@ def mean_kl(attempt):
     why = "that is in bits; natural logarithms give nats"
     expect(not _close(got, expected / math.log(2)), why, got, expected)
     expect(_close(got, expected), "this is not the mean KL", got, expected)
+
+
+@exercise(
+    "6.3",
+    solutions.hidden_share,
+    mistakes={
+        "between 0 and 1": lambda n: 3,
+        "the chance that one": lambda n: 0.05**n,
+        "as n grows": lambda n: 0.05,
+        "95 of 100": lambda n: 1 - 0.95 ** (1 / n),
+        "not what n trials": lambda n: 1 / n,
+    },
+)
+def hidden_share(attempt):
+    """The share s with (1 - s)^n = 0.05."""
+    got = [returned(attempt, n) for n in (60, 120)]
+    expected = [1 - 0.05 ** (1 / n) for n in (60, 120)]
+    why = "a share lies between 0 and 1"
+    expect(all(0 < value < 1 for value in got), why, got, expected)
+    why = "this is the chance that one trial shows it n times, not a share"
+    expect(got[0] > 1e-9, why, got, expected)
+    why = "what stays hidden must shrink as n grows"
+    expect(got[1] < got[0], why, got, expected)
+    wrong = [1 - 0.95 ** (1 / n) for n in (60, 120)]
+    why = "with this share 95 of 100 trials show nothing, and 5 of 100 are asked for"
+    expect(not all(map(math.isclose, got, wrong)), why, got, expected)
+    why = "this is not what n trials without a difference leave possible"
+    expect(
+        all(abs(a - b) < 1e-3 * b for a, b in zip(got, expected, strict=True)),
+        why,
+        got,
+        expected,
+    )
+
+
+@exercise(
+    "6.4",
+    solutions.rotation_order,
+    mistakes={
+        "weight's own shape": lambda w, h: w.reshape(h, 2, -1, w.shape[1]),
+        "as it was": lambda w, h: w,
+        "within each head": lambda w, h: (
+            w.reshape(2, -1, w.shape[1]).transpose(0, 1).reshape(w.shape)
+        ),
+        "other way round": lambda w, h: (
+            w.reshape(h, -1, 2, w.shape[1]).transpose(1, 2).reshape(w.shape)
+        ),
+        "not llama.cpp's order": lambda w, h: w.flip(0),
+    },
+)
+def rotation_order(attempt):
+    """Rows i and i + d/2 of each head next to each other."""
+    heads, weight = 2, torch.arange(16.0)[:, None] * torch.ones(3)
+    expected = [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
+    out = returned(attempt, weight.clone(), heads)
+    why = "the result has the weight's own shape"
+    shape = tuple(getattr(out, "shape", ()))
+    expect(shape == tuple(weight.shape), why, shape, tuple(weight.shape))
+    got = [int(row) for row in out[:, 0]]
+    expect(got != list(range(16)), "the rows are in the order as it was", got, expected)
+    across = [i + j for i in range(8) for j in (0, 8)]
+    why = "rows are paired within each head, not across the whole matrix"
+    expect(got != across, why, got, expected)
+    back = [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]
+    why = "that is the other way round: from llama.cpp's order to transformers'"
+    expect(got != back, why, got, expected)
+    expect(got == expected, "this is not llama.cpp's order", got, expected)
