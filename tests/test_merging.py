@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuned_llama import base_model, chat_tokenizer, trained_model
 
-from course_utils import merging, shards
+from course_utils import lab, merging, shards
 from course_utils.merging import __main__ as command
-from course_utils.merging import streamed
+from course_utils.merging import rehearsal, streamed
 from course_utils.models import nf4_config
 
 
@@ -176,3 +177,47 @@ def test_the_command(base, adapter, tmp_path, capsys):
     assert "prove it before you publish it" in capsys.readouterr().out
     assert command.main([str(tmp_path / "none"), str(adapter), out]) == 1
     assert "holds neither model.safetensors" in capsys.readouterr().err
+
+
+# --- the rehearsal: memory and exactness, measured ------------------------------------
+
+
+@pytest.fixture(scope="module")
+def random_adapter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random") / "adapter"
+    rehearsal.write_random_adapter(lab.BASE_MODEL, folder, rank=4, alpha=8)
+    return folder
+
+
+def test_a_random_adapter_is_one_that_peft_loads(random_adapter):
+    model = AutoModelForCausalLM.from_pretrained(lab.BASE_MODEL)
+    loaded = PeftModel.from_pretrained(model, random_adapter)
+    weights = load_file(random_adapter / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.2.mlp.up_proj.lora_B"
+    found = dict(loaded.named_parameters())[f"{name}.default.weight"]
+    assert torch.equal(found, weights[f"{name}.weight"]) and found.abs().sum() > 0
+    assert len(weights) == 4 * 7 * 2 + 2
+
+
+@pytest.mark.parametrize(("nf4", "right"), [(True, True), (False, False)])
+def test_the_check_tells_a_right_merge_from_a_wrong_one(
+    random_adapter, tmp_path, nf4, right
+):
+    tokenizer = AutoTokenizer.from_pretrained(random_adapter)
+    out = tmp_path / "out"
+    merging.merge(lab.BASE_MODEL, random_adapter, out, tokenizer, nf4)
+    errors = rehearsal.largest_errors(lab.BASE_MODEL, random_adapter, out, [1, 3])
+    assert len(errors) == 2 * 9 + 3
+    assert (max(errors.values()) <= 0.5) is right
+    assert errors["model.norm.weight"] == 0
+
+
+def test_a_processs_memory_is_measured():
+    take = "import sys; kept = b'x' * (int(sys.argv[1]) * 2**20)"
+    small, large = (
+        rehearsal.measured([sys.executable, "-c", take, mib]) for mib in ("1", "257")
+    )
+    assert large["peak_gib"] - small["peak_gib"] == pytest.approx(0.25, abs=0.01)
+    assert 0 < small["cpu_minutes"] < small["minutes"] + 0.01
+    with pytest.raises(RuntimeError, match=r"failed: [\s\S]*ValueError: no"):
+        rehearsal.measured([sys.executable, "-c", "raise ValueError('no')"])
