@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from lm_eval.tasks import TaskManager
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from scipy import stats
+from transformers import AutoModelForCausalLM
 
 from course_utils import chat, evaluation, lab, mixing, models
 from course_utils.benchmarks import __main__ as command
@@ -191,6 +192,21 @@ def test_an_adapter_with_trained_tokens_scores_as_before(base, folder):
     np.testing.assert_allclose(found, before[:6], atol=1e-4)
     assert model.training
     assert np.abs(before - own_scores(*base, contexts, "")).max() > 1
+
+
+def test_a_model_in_4_bit_is_scored_in_its_16_bit_and_summed_in_32(folder):
+    _, tokenizer = lab.load_base()
+    model = AutoModelForCausalLM.from_pretrained(
+        lab.BASE_MODEL,
+        dtype=torch.bfloat16,
+        quantization_config=models.nf4_config(torch.bfloat16),
+    )
+    model = prepare_model_for_kbit_training(model)
+    result = harness.run(model, tokenizer, ["lab_choice"], [folder], limit=2)
+    found = np.stack(result.tasks["lab_choice"].answers)
+    own = own_scores(model, tokenizer, own_contexts(tokenizer, "{}", False), " ")
+    # The harness's own sums of such a model come in steps of an eighth.
+    np.testing.assert_allclose(found, own[:2], atol=1e-3)
 
 
 def test_beginning_of_text_is_ours_to_choose(base, folder):

@@ -101,8 +101,10 @@ def run(
                 tokenizer=tokenizer,
                 batch_size=batch_size,
                 add_bos_token=bos,
-                # Else a model in 4 bit meets its own float32 head and raises.
+                # As in training; a model in 4 bit may have a float32 head.
                 mixed_precision_dtype=half_precision(model),
+                # Else a 16-bit model's log-likelihoods come in steps of 0.1 nats.
+                softmax_dtype=torch.float32,
             ),
             tasks=list(tasks),
             task_manager=manager,

@@ -97,6 +97,8 @@ DIFFERENCES = (
     "The old BigBench tasks built their prompts from files of their own, with a task "
     "prefix and, in some, the options in shuffled order; today's read finished prompts "
     "from the data set hails/bigbench.",
+    "The old branch took log-probabilities in the model's 16 bit, where sums come in "
+    "steps; here they are float32.",
     "In the old branch the file of tracking_shuffled_objects_three_objects is the file "
     "of logical_deduction_three_objects, byte for byte: the published Bigbench "
     "average counts logical deduction of three objects twice and never tracks three. "
