@@ -18,7 +18,12 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
 )
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    has_file,
+    is_flash_attn_2_available,
+)
 
 from course_utils.profiles import is_hub_id, require_checkpoint
 
@@ -81,8 +86,9 @@ def load_base(profile):
         weights if the profile says so. The tokenizer is the base's own, without a chat
         format.
     Raises: FileNotFoundError if a local folder or its weights are missing; OSError if
-        neither the model nor its ungated copy can be had from the hub. Both say what to
-        do.
+        neither the model nor its ungated copy can be had from the hub, or has pickled
+        weights only. Both say what to do. ValueError if the checkpoint wants to run
+        code of its own.
 
     Reads safetensors only and never runs code from a checkpoint. Prints one line if the
     ungated copy was taken.
@@ -90,6 +96,7 @@ def load_base(profile):
     source, note = reachable_source(profile)
     if note:
         print(note)
+    _require_safetensors(source)
     dtype = compute_dtype(profile)
     model = AutoModelForCausalLM.from_pretrained(
         source,
@@ -98,8 +105,23 @@ def load_base(profile):
         attn_implementation=probe_attention()[0],
         device_map={"": 0} if torch.cuda.is_available() else None,
         use_safetensors=True,
+        trust_remote_code=False,  # unset, transformers would ask at the keyboard
     )
-    return model, AutoTokenizer.from_pretrained(source)
+    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
+def _require_safetensors(source):
+    """OSError, with what to do, for a hub id whose weights are pickled only.
+
+    Left to itself transformers would ask a service to convert somebody's repository.
+    """
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    if is_hub_id(source) and not any(has_file(source, name) for name in names):
+        raise OSError(
+            f"{source} has no safetensors weights on the hub, and the course reads no "
+            "other kind (pickled ones can run code). Take another repository, or point "
+            "COURSE_BASE_MODEL to a local copy saved with save_pretrained."
+        )
 
 
 def reachable_source(profile):
@@ -113,7 +135,7 @@ def reachable_source(profile):
     failures = {}
     for source in filter(None, (profile.base_model, profile.ungated_copy)):
         try:
-            AutoConfig.from_pretrained(source)
+            AutoConfig.from_pretrained(source, trust_remote_code=False)
         except OSError as error:
             failures[source] = error
             continue

@@ -3,9 +3,11 @@ from dataclasses import replace
 import httpx
 import pytest
 import torch
+import tuned_llama
 from datasets import Dataset
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from tiny_llama import tiny_model, tiny_tokenizer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -44,9 +46,39 @@ def test_attention_is_chosen_with_a_reason(capability, flash, name, reason):
     assert chosen == name and reason in why
 
 
-def test_the_probe_names_an_implementation():
-    name, reason = models.probe_attention()
-    assert name in ("sdpa", "flash_attention_2") and reason
+@pytest.mark.parametrize(
+    ("cuda", "capability", "flash", "name", "reason"),
+    [
+        (False, None, True, "sdpa", "no CUDA GPU"),
+        (True, (7, 5), True, "sdpa", "this GPU has 7.5"),
+        (True, (8, 9), False, "sdpa", "not installed"),
+        (True, (8, 9), True, "flash_attention_2", "can run it"),
+    ],
+)
+def test_the_probe_asks_this_machine(
+    cuda, capability, flash, name, reason, monkeypatch
+):
+    def asked():
+        assert cuda, "a machine without CUDA has no capability to ask for"
+        return capability
+
+    monkeypatch.setattr(models.torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(models.torch.cuda, "get_device_capability", asked)
+    monkeypatch.setattr(models, "is_flash_attn_2_available", lambda: flash)
+    chosen, why = models.probe_attention()
+    assert chosen == name and reason in why
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float16), ((8, 9), torch.bfloat16)]
+)
+def test_nf4_computes_in_what_the_card_has(capability, dtype):
+    """torch.cuda.is_bf16_supported() says yes on a T4, where bf16 is emulated."""
+    card = profiles.Hardware(True, "a card", capability, 24, 8, 50)
+    chosen = profiles.choose({"COURSE_PROFILE": "l4"}, card, lambda: False).profile
+    assert models.compute_dtype(chosen) == dtype
+    config = models.nf4_config(models.compute_dtype(chosen))
+    assert config.bnb_4bit_compute_dtype == dtype
 
 
 # ---- loading ----
@@ -100,7 +132,8 @@ def hub(monkeypatch):
     """A hub on which only the ids in the returned set can be read."""
     readable, asked = set(), []
 
-    def from_pretrained(source):
+    def from_pretrained(source, trust_remote_code):
+        assert trust_remote_code is False
         asked.append(source)
         if source in readable:
             return None
@@ -224,6 +257,94 @@ def test_a_list_of_tokens_leaves_an_untied_head_untrained(indices, matrices):
         m for m in ("embed_tokens", "lm_head") if any(f".{m}." in n for n in names)
     }
     assert found == matrices
+
+
+# ---- chat tokens that are really trained ----
+
+ROWS = {
+    "LoRA alone": lambda ids: None,
+    "list": lambda ids: ids,
+    "both matrices": lambda ids: {"embed_tokens": ids, "lm_head": ids},
+}
+
+
+def answers_learned(rows, tokenizer, steps=60):
+    """A tiny Llama with untrained, equal rows for its control tokens, after LoRA.
+
+    Returns: (model, prompts with their answers up to the end token, ids of all rows
+    that were equal in the base).
+    """
+    model = tuned_llama.base_model(tokenizer)
+    twins = tokenizer.convert_tokens_to_ids(
+        [f"<|reserved_special_token_{i}|>" for i in range(3)]
+        + ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    )
+    with torch.no_grad():  # what pretraining leaves of tokens that never came
+        for matrix in (model.model.embed_tokens.weight, model.lm_head.weight):
+            matrix[twins] = matrix[twins[0]].clone()
+    control = twins[3:]
+    lora = LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules=models.LINEAR_LAYERS,
+        task_type="CAUSAL_LM",
+        trainable_token_indices=ROWS[rows](control),
+    )
+    torch.manual_seed(0)
+    model = get_peft_model(model, lora)
+    prompts = []
+    for prompt, answer in zip(tuned_llama.PROMPTS, tuned_llama.ANSWERS, strict=True):
+        said = [*prompt, {"role": "assistant", "content": answer}]
+        ids = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
+        assert ids[-1] == tokenizer.eos_token_id
+        prompts.append(torch.tensor([ids]))
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-2
+    )
+    for _ in range(steps):
+        loss = sum(model(input_ids=ids, labels=ids).loss for ids in prompts)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), prompts, twins
+
+
+@torch.no_grad()
+def after_the_answers(model, prompts):
+    """(3, V): probabilities of the token that follows each answer."""
+    logits = [model(input_ids=ids[:, :-1]).logits[0, -1] for ids in prompts]
+    return torch.stack(logits).softmax(-1)
+
+
+def test_trained_in_both_matrices_the_end_token_is_the_likeliest(tmp_path):
+    tokenizer = tuned_llama.chat_tokenizer()
+    model, prompts, _ = answers_learned("both matrices", tokenizer)
+    p = after_the_answers(model, prompts)
+    assert (p.argmax(-1) == tokenizer.eos_token_id).all()
+    assert p[:, tokenizer.eos_token_id].min() > 0.5
+
+    # Nothing was resized, and the rows travel with the adapter.
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    model.save_pretrained(tmp_path)
+    fresh = answers_learned("both matrices", tokenizer, steps=0)[0].unload()
+    loaded = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    torch.testing.assert_close(after_the_answers(loaded, prompts), p)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    rows = {n: t.shape for n, t in saved.items() if "token_adapter" in n}
+    assert len(rows) == 2 and {shape[0] for shape in rows.values()} == {3}
+    assert not any(t.shape[0] == len(tokenizer) for t in saved.values())
+
+
+@pytest.mark.parametrize("rows", ["LoRA alone", "list"])
+def test_without_a_row_of_its_own_in_the_head_the_end_token_cannot_win(rows):
+    tokenizer = tuned_llama.chat_tokenizer()
+    model, prompts, twins = answers_learned(rows, tokenizer)
+    p = after_the_answers(model, prompts)
+    # The model has learned when to end, and says so with all twins at once.
+    before = after_the_answers(answers_learned(rows, tokenizer, steps=0)[0], prompts)
+    assert (p[:, twins].sum(-1) > 5 * before[:, twins].sum(-1)).all()
+    torch.testing.assert_close(p[:, twins], p[:, twins[:1]].expand(-1, len(twins)))
+    assert p[:, tokenizer.eos_token_id].max() <= 1 / len(twins) + 1e-6
 
 
 # ---- counting ----
