@@ -42,7 +42,7 @@ def axolotl(
         "What differs from the course: Axolotl shuffles the rows itself, and leaves a "
         "pair out where the course cuts its answer.",
     ]
-    keys = axolotl_keys(profile, list(control_ids), steps, warmup_steps)
+    keys = axolotl_keys(profile, control_ids, steps, warmup_steps)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return write(
         folder,

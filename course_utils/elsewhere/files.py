@@ -17,12 +17,20 @@ def to_yaml(header, keys):
     header: paragraphs for the top. keys: [(key, value, why)]; `why` becomes the comment
     above its key, "" none.
     """
-    lines = [line for text in header for line in _comment(text)]
+    lines = [line for text in header for line in _comment(text)] + [""]
     for key, value, why in keys:
-        lines += _comment(why)
-        text = yaml.safe_dump({key: value}, default_flow_style=None, sort_keys=False)
-        lines.append(text.rstrip())
+        lines += [*_comment(why), _entry(key, value)]
     return "\n".join(lines) + "\n"
+
+
+def _entry(key, value):
+    """`key: value`; the innermost lists and dicts stay on one line."""
+    if not isinstance(value, list | dict):
+        return yaml.safe_dump({key: value}, default_flow_style=False).rstrip()
+    text = yaml.safe_dump(value, default_flow_style=None, sort_keys=False).rstrip()
+    if text[0] in "[{":
+        return f"{key}: {text}"
+    return f"{key}:\n" + textwrap.indent(text, "  ")
 
 
 def _comment(text):

@@ -35,7 +35,7 @@ def axolotl_keys(profile, control_ids, steps, warmup_steps):
         ("lora_target_modules", models.LINEAR_LAYERS, ""),
         (
             "peft_trainable_token_indices",
-            {"embed_tokens": control_ids, "lm_head": control_ids},
+            {matrix: list(control_ids) for matrix in ("embed_tokens", "lm_head")},
             "The chat tokens' rows in both matrices: no pretraining trained them, and "
             "LoRA on the projections does not. A plain list would leave lm_head out.",
         ),
