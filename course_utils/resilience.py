@@ -268,7 +268,8 @@ def _explained(error, trainer):
     config = trainer.model.config
     predicted = memory.predict(config, settings)
     if torch.cuda.is_available():
-        has = torch.cuda.get_device_properties(0).total_memory / GIB
+        allowed = torch.cuda.memory.get_per_process_memory_fraction()
+        has = allowed * torch.cuda.get_device_properties(0).total_memory / GIB
         short = max(short, predicted.peak_gib + memory.ALLOWANCE_GIB - has)
     changes = memory.what_would_save(config, settings, short)
     parts = sorted(predicted.gib().items(), key=lambda part: -part[1])[:3]
