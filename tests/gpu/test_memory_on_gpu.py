@@ -22,8 +22,14 @@ pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
     reason="needs a CUDA GPU with bf16",
 )
-NAMES = ["stock 2x4", "stock 1x8", "stock 2x4, no checkpointing", "stock 2x4, no padding",
-         "fast 2x4, rows of 4,096", "fast 2x4, no checkpointing"]  # fmt: skip
+NAMES = [
+    "stock 2x4",
+    "stock 1x8",
+    "stock 2x4, no checkpointing",
+    "stock 2x4, no padding",
+    "fast 2x4, rows of 4,096",
+    "fast 2x4, no checkpointing",
+]
 
 
 @pytest.fixture(scope="module")
