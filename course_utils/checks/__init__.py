@@ -12,7 +12,12 @@ from course_utils.checks.comparing import (
     suite_average,
 )
 from course_utils.checks.data import my_rule, prompt_of, swapped_digits
-from course_utils.checks.loading import better_code, bits_per_weight, lora_parameters
+from course_utils.checks.loading import (
+    better_code,
+    bits_per_weight,
+    for_a_t4,
+    lora_parameters,
+)
 from course_utils.checks.mechanism import EXERCISES, solution
 from course_utils.checks.merging import (
     hidden_share,
@@ -32,6 +37,7 @@ __all__ = [
     "bits_per_weight",
     "branch_mask",
     "delta",
+    "for_a_t4",
     "furthest_move",
     "hidden_share",
     "log_odds",

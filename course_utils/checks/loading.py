@@ -1,10 +1,12 @@
-"""Exercises of notebook 03: bits per weight, LoRA's size, a code of one's own."""
+"""Exercises of notebook 03: bits per weight, LoRA's size, a code, a smaller card."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 
+from course_utils import memory
 from course_utils.checks import solutions
 from course_utils.checks.mechanism import exercise, expect, returned
 
@@ -167,3 +169,51 @@ def better_code(attempt):
     why = "that is no smaller than NF4's error"
     expect(not math.isclose(mine, theirs, rel_tol=1e-4), why, f"{mine:.4f}", goal)
     expect(mine < theirs, "that error is larger than NF4's", f"{mine:.4f}", goal)
+
+
+_LLAMA3 = SimpleNamespace(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=False,
+)
+
+
+@exercise(
+    "3.4",
+    solutions.for_a_t4,
+    mistakes={
+        "has no bf16": lambda s: replace(s, batch=1, accumulation=8),
+        "does not fit": lambda s: replace(s, compute="float16"),
+        "other pairs a step": lambda s: replace(
+            s, compute="float16", batch=1, accumulation=4
+        ),
+        "answers are cut": lambda s: replace(s, compute="float16", length=512),
+        "its weights": lambda s: replace(
+            s, precision="float16", compute="float16", batch=1, accumulation=8
+        ),
+        "is there a return": lambda s: None,
+    },
+)
+def for_a_t4(attempt):
+    """Settings of Llama 3 8B that fit a T4 with the same pairs a step."""
+    asked = memory.Settings(token_rows=3)
+    got = returned(attempt, asked)
+    why = "give back memory.Settings, with replace(settings, ...)"
+    expect(isinstance(got, memory.Settings), why, type(got).__name__, "Settings")
+    why = "a T4 has no bf16: what does it compute in?"
+    expect(got.compute != "bfloat16", why, got.compute, "float16")
+    why = "the model is to keep its weights in NF4"
+    expect(got.precision == "nf4", why, got.precision, "nf4")
+    why = "answers are cut that were not cut before"
+    expect(got.length == asked.length, why, got.length, asked.length)
+    pairs, wanted = got.batch * got.accumulation, asked.batch * asked.accumulation
+    expect(pairs == wanted, "other pairs a step: another training", pairs, wanted)
+    why = "trained token rows are what ends the answers"
+    expect(got.token_rows == asked.token_rows, why, got.token_rows, asked.token_rows)
+    fit = memory.fits("T4", _LLAMA3, got)
+    why = "that does not fit a T4 yet"
+    expect(fit.fits, why, f"{fit.needs_gib:.1f} GiB", f"{fit.has_gib:.1f} GiB at most")

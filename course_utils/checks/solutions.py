@@ -5,6 +5,7 @@ Does not know: how an attempt is checked.
 """
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import torch
@@ -61,6 +62,12 @@ def lora_parameters(config, rank):
     sizes += [(hidden, inner), (hidden, inner), (inner, hidden)]
     # A is rank x inputs, B is outputs x rank.
     return config.num_hidden_layers * sum(rank * (a + b) for a, b in sizes)
+
+
+def for_a_t4(settings):
+    # One pair at a time halves logits and activations; eight of them make the same
+    # step. A T4 has no bf16.
+    return replace(settings, compute="float16", batch=1, accumulation=8)
 
 
 def better_code(weights, nf4):

@@ -147,18 +147,21 @@ def head_bytes(config, settings):
     The NLL keeps the log-softmax of the chosen half, another 1/2. In backward the
     gradient takes one more copy with TRL's Triton kernel, and two without, where each
     row's gradient exists alone and in the stack of all. PEFT trains token rows on a
-    copy of the whole head, which is kept.
+    copy of the whole head, which is kept; so is the copy in s of a head in float32.
 
     Fast: a tile of logits in s, in float32, and once more in float32 while exponentials
     are summed; kept is the gradient of each target's log-prob, s H a target.
     """
     tokens, vocabulary, hidden = settings.tokens, config.vocab_size, config.hidden_size
     s, rows = settings.compute_bytes, bool(settings.token_rows)
+    cast = settings.table_bytes != s
     if settings.trainer == "stock":
         logits = 4 * tokens * vocabulary
-        copy = rows * (vocabulary * hidden * s + tokens * hidden * s)
+        copy = rows * tokens * hidden * s
+        copy += (rows or cast) * vocabulary * hidden * s
         more = 1 if settings.log_prob_kernel else 2
         return round(1.5 * logits) + copy, more * logits
     tile = min(settings.head_tile or tokens, tokens)
     slopes = tokens * hidden * s * (2 if rows else 1)
-    return slopes, tile * vocabulary * (s + 4 + 4)
+    head = cast * vocabulary * hidden * s
+    return slopes, tile * vocabulary * (s + 4 + 4) + head
