@@ -73,7 +73,10 @@ def fits(card, config, settings):
     if card in WITHOUT_BF16 and settings.compute == "bfloat16":
         nf4 = settings.precision == "nf4"
         precision = "nf4" if nf4 else "float16"
-        settings = replace(settings, compute="float16", precision=precision)
+        # Nor does FlexAttention train on such a card.
+        settings = replace(
+            settings, compute="float16", precision=precision, attention="sdpa"
+        )
         note = "in float16, it has no bf16" + (
             "; beside NF4, embeddings and head are float32 then" if nf4 else ""
         )
