@@ -39,6 +39,8 @@ def axolotl(
     header = [
         _WRITTEN.format(profile.name, len(rows)),
         "Run it in this folder: axolotl train axolotl.yaml",
+        "Check the spelling of what you change: Axolotl drops an unknown key without a "
+        "word, and its default takes over.",
         "What differs from the course: Axolotl shuffles the rows itself, and leaves a "
         "pair out where the course cuts its answer.",
     ]

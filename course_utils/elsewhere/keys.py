@@ -114,7 +114,11 @@ def llama_factory_keys(profile, steps, warmup_steps):
         *(four_bit if profile.nf4 else []),
         *(on_cpu if profile.name == "cpu" else []),
         ("stage", "dpo", "There is no stage `orpo` any more: pref_loss says it."),
-        ("pref_loss", "orpo", ""),
+        (
+            "pref_loss",
+            "orpo",
+            "Check the spelling: an unknown word passes the parser and trains DPO.",
+        ),
         ("pref_beta", profile.beta, "The course's beta."),
         ("do_train", True, ""),
         ("finetuning_type", "lora", ""),

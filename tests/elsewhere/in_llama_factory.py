@@ -175,13 +175,21 @@ def cut(folder, rows, cutoff_len):
 
 
 def run(work, name, **changes):
-    """The whole tool, as llamafactory-cli calls it, on a configuration with changes."""
+    """The whole tool, as llamafactory-cli calls it, on a configuration with changes.
+
+    Returns: environment.attempt's answer; with the first step's loss if it ran.
+    """
     from llamafactory.train.tuner import run_exp
 
-    folder = work / "cpu" / "llama_factory"
+    folder, out = work / "cpu" / "llama_factory", work / name
     os.chdir(folder)
-    config = read(folder / "llama_factory.yaml") | {"output_dir": str(work / name)}
-    return environment.attempt(lambda: run_exp(config | changes))
+    config = read(folder / "llama_factory.yaml") | changes
+    config |= {"output_dir": str(out), "max_steps": 1, "logging_steps": 1}
+    answer = environment.attempt(lambda: run_exp(config))
+    if not answer["refused"]:
+        first = (out / "trainer_log.jsonl").read_text().splitlines()[0]
+        answer["first loss"] = json.loads(first)["loss"]
+    return answer
 
 
 def trained_parameters(folder):

@@ -222,6 +222,8 @@ def check_traps(axolotl, llama_factory):
     """The traps that the written files warn of are still there, or they must change."""
     for name in ("sample_packing: true", "rl: orpoo"):
         assert axolotl["wrong configurations"][name]["refused"], name
+    misspelt = axolotl["wrong configurations"]["orpo_alpha misspelt as orpo_aplha"]
+    assert not misspelt["refused"], misspelt
     wrong = axolotl["wrong rows"]
     repeated = wrong["`prompt` column in a multi-turn row"]
     first, *later = repeated["user turns"]
@@ -233,7 +235,11 @@ def check_traps(axolotl, llama_factory):
     ends = axolotl["answers with two end tokens, with the base's eos"]
     assert ends["two"] == ends["rows"], ends
     assert "rows" in axolotl["adapter over NF4"], axolotl["adapter over NF4"]
-    assert llama_factory["wrong configurations, run"]["stage: orpo"]["refused"]
+    run = llama_factory["wrong configurations, run"]
+    assert run["stage: orpo"]["refused"], run
+    # log 2 is what DPO's loss begins with, and ORPO's does not.
+    first = run["pref_loss: orpoo"]["first loss"]
+    assert math.isclose(first, math.log(2), abs_tol=1e-3), run
     for name, found in llama_factory["wrong rows"].items():
         assert found["refused"], name
     assert llama_factory["tokens after its template"]["added"] == ["<|eom_id|>"]
