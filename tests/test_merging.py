@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_llama import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuned_llama import base_model, chat_tokenizer, trained_model
 
-from course_utils import lab, merging, shards
+from course_utils import chat, lab, merging, shards
 from course_utils.merging import __main__ as command
 from course_utils.merging import rehearsal, streamed
 from course_utils.models import nf4_config
@@ -79,6 +80,33 @@ def test_in_16_bit_it_rounds_once(base, adapter, tokenizer, tmp_path):
     twice = (dequantised[name].double() - exact).abs().max()
     assert once <= twice
     assert once <= exact.abs().max() * 2**-8  # half a step of bfloat16
+
+
+def test_tied_tables_stay_one(tokenizer, tmp_path):
+    tied = tiny_model(len(tokenizer), hidden_size=64, tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path / "base")
+    ids = chat.use_llama3_chat(tokenizer)
+    lora = LoraConfig(
+        r=4,
+        target_modules=["q_proj"],
+        trainable_token_indices={"embed_tokens": ids, "lm_head": ids},
+    )
+    model = get_peft_model(tied, lora)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "adapter")
+    merging.merge(
+        tmp_path / "base", tmp_path / "adapter", tmp_path / "out", tokenizer,
+        nf4=False, dtype=torch.float32,
+    )  # fmt: skip
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    row = torch.tensor([[1, ids[0], 5, ids[2]]])
+    with torch.no_grad():
+        wanted, found = model.eval()(row).logits, merged(row).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert "lm_head.weight" not in shards.Reader(tmp_path / "out").shapes()
 
 
 def test_the_result_is_ready_to_be_used(base, adapter, tokenizer, tmp_path):

@@ -77,7 +77,7 @@ def visit(address, questions):
             page.set_default_timeout(PATIENCE)
             page.goto(address)
             page.get_by_role("textbox").first.fill(question)
-            page.get_by_role("textbox").first.press("Enter")
+            page.locator("button.submit-button").first.click()
             bot = page.locator("[data-testid=bot]").last
             bot.wait_for()
             page.wait_for_function(

@@ -32,7 +32,7 @@ def write(folder, model, base_model, license, examples):
     """
     licence.check_name(model, base_model)
     terms, name = licence.terms_for(base_model), model.rsplit("/", 1)[-1]
-    warning = "A model for teaching: it makes things up, and says so to nobody."
+    warning = "Trained briefly, for teaching: do not rely on its answers."
     banner = f"{terms.banner}. " if terms else ""
     settings = {
         "model": model,
