@@ -12,6 +12,7 @@ nobody but the author and needs `--out`.
 import argparse
 import gc
 import json
+import os
 import sys
 import tempfile
 import time
@@ -20,7 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import conftest  # noqa: F401 - sets the libraries' variables before their import
+# Before the libraries read them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
 import torch
 from datasets import Dataset
 from memory_harness import as_on_a_gpu, peak_bytes
