@@ -62,9 +62,7 @@ def packed_attention(
     """
     if isinstance(attention_mask, BlockMask):
         out = _flex(query)(
-            query,
-            key,
-            value,
+            *_in_autocast_precision(query, key, value),
             block_mask=attention_mask,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
@@ -95,6 +93,15 @@ def _pair_by_pair(query, key, value, masks, scaling, lengths):
         ],
         dim=2,
     )
+
+
+def _in_autocast_precision(*tensors):
+    """What autocast does for SDPA and does not do for FlexAttention."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 _compiled_flex = torch.compile(flex_attention)

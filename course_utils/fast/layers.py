@@ -118,9 +118,7 @@ class DecoderLayers:
                 return original(hidden, *args, **kwargs)
             if number < self._keeping:
                 if number == 0 and self._must_measure():
-                    return self._measure(
-                        lambda: packed(hidden, *args, **kwargs), hidden
-                    )
+                    return self._measure(packed, hidden, *args, **kwargs)
                 return packed(hidden, *args, **kwargs)
             return checkpoint(packed, hidden, *args, use_reentrant=False, **kwargs)
 

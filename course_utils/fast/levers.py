@@ -60,12 +60,20 @@ class Levers:
 def choose_attention(wanted, device):
     """Which attention to use on a device: ("flex" or "sdpa", reason).
 
-    wanted: Levers.attention. An explicit choice is taken as it is.
+    wanted: Levers.attention.
+    Raises: ValueError if "flex" is asked for without a CUDA GPU.
     """
-    if wanted != "auto":
+    if wanted == "sdpa":
         return wanted, "as asked"
     if device.type != "cuda":
+        if wanted == "flex":
+            raise ValueError(
+                f"attention='flex' needs a CUDA GPU, this device is {device.type}: "
+                "FlexAttention has no backward pass elsewhere. Use 'auto'."
+            )
         return "sdpa", "FlexAttention trains on CUDA only"
+    if wanted == "flex":
+        return wanted, "as asked"
     capability = torch.cuda.get_device_capability(device)
     return _flex_or_sdpa(capability, importlib.util.find_spec("triton") is not None)
 

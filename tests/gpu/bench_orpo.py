@@ -1,0 +1,263 @@
+"""How fast is ORPO? TRL's trainer, the fast one, and the fast one without each lever.
+
+    python tests/gpu/bench_orpo.py --shape lab --rounds 8
+    python tests/gpu/bench_orpo.py --shape llama3-8b --checkpoint FOLDER --arms all
+    python tests/gpu/bench_orpo.py --shape tiny --arms all      (rehearsal on a CPU)
+
+All arms run in one process, in turns, round after round. Prints a table; --json keeps
+everything that was measured.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# Read when the libraries are first imported.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+from course_utils import profiles, quiet
+
+profiles.stay_offline()
+quiet.hide_library_chatter()
+import bench_parts  # noqa: E402
+import torch  # noqa: E402
+from scipy import stats  # noqa: E402
+
+from course_utils import records  # noqa: E402
+
+DEFAULT_ARMS = ("stock", "fast")
+UNSLOTH = "unsloth"
+
+
+def main(arguments=None):
+    """Returns: the record that --json writes."""
+    start = time.perf_counter()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    shape = bench_parts.SHAPES[options.shape]
+    arms = bench_parts.arms(shape)
+    chosen = pick(options.arms, arms)
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        options.checkpoint = options.checkpoint or str(scratch / "twin")
+        lengths = lengths_of(options, shape)
+        results = {name: [] for name in chosen}
+        prepared = None
+        for number in range(options.rounds):
+            for name in chosen:
+                if name == UNSLOTH:
+                    result = run_unsloth(options, shape, lengths, scratch)
+                else:
+                    prepared = prepared or bench_parts.Prepared(
+                        shape, options.checkpoint, lengths, options.seed
+                    )
+                    result = bench_parts.run_arm(
+                        prepared, *arms[name], options.warmup, options.steps,
+                        options.seed, scratch / "run",
+                    )  # fmt: skip
+                results[name].append(result)
+                note = f"round {number + 1}: {name}, {result['seconds']:.2f} s"
+                print(note, file=sys.stderr, flush=True)
+        peak = bench_parts.measured_flops_per_second()
+    record = records.describe_run(command(arguments), start) | {
+        "shape": options.shape,
+        "recipe": bench_parts.RECIPE | shape.changes,
+        "levers": {n: arms[n][0] and vars(arms[n][0]) for n in chosen if n in arms},
+        "seed": options.seed,
+        "threads": torch.get_num_threads(),
+        "warmup_steps": options.warmup,
+        "steps": options.steps,
+        "lengths": describe_lengths(lengths, prepared),
+        "matrix_flops_per_second": peak,
+        "rounds": results,
+    }
+    record["arms"] = summarise(results, peak)
+    print(table(record))
+    if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=bench_parts.SHAPES, required=True)
+    parser.add_argument(
+        "--arms", nargs="+", default=DEFAULT_ARMS, help="names, or all, or unsloth"
+    )
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--warmup", type=int, default=3, help="steps before the clock")
+    parser.add_argument("--steps", type=int, default=6, help="steps on the clock")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="CPU threads for torch")
+    parser.add_argument("--pairs", type=int, default=64, help="different pairs")
+    parser.add_argument("--lengths", help="JSON list of [prompt, chosen, rejected]")
+    parser.add_argument("--checkpoint", help="the twin's folder; written if absent")
+    parser.add_argument("--unsloth-path", help="folder with unsloth and its needs")
+    parser.add_argument("--json", help="file for everything that was measured")
+    options = parser.parse_args(arguments)
+    if min(options.rounds, options.steps) < 1 or options.warmup < 0:
+        parser.error("--rounds and --steps must be at least 1, --warmup at least 0")
+    return options
+
+
+def pick(wanted, arms):
+    """The arms asked for. Raises SystemExit for an unknown one, naming the others."""
+    if list(wanted) == ["all"]:
+        return list(arms)
+    unknown = [name for name in wanted if name not in arms and name != UNSLOTH]
+    if unknown:
+        known = ", ".join(f"{name!r}" for name in [*arms, UNSLOTH])
+        raise SystemExit(f"There is no arm {unknown[0]!r}; there are {known}.")
+    return list(wanted)
+
+
+def lengths_of(options, shape):
+    """The pairs' lengths, or None for the lab, which has pairs of its own."""
+    if shape.twin is None:
+        return None
+    if options.lengths:
+        return bench_parts.read_lengths(options.lengths)
+    most = (bench_parts.RECIPE | shape.changes)["max_length"]
+    return bench_parts.draw_lengths(options.pairs, shape.scale, most, options.seed)
+
+
+def describe_lengths(lengths, prepared):
+    """Number of pairs and mean tokens of what they consist of."""
+    if lengths is None:
+        return {"pairs": len(prepared.rows), "source": "the lab's training pairs"}
+    columns = zip(*lengths, strict=True)
+    means = [sum(column) / len(lengths) for column in columns]
+    names = ("prompt", "chosen", "rejected")
+    return {"pairs": len(lengths), **dict(zip(names, means, strict=True))}
+
+
+def command(arguments):
+    return " ".join(["python tests/gpu/bench_orpo.py", *arguments])
+
+
+def run_unsloth(options, shape, lengths, scratch):
+    """Unsloth patches the libraries it imports, so it runs in a process of its own."""
+    if shape.twin is None or not Path(options.checkpoint).is_dir():
+        raise SystemExit("unsloth needs a twin: write it first, and name --checkpoint.")
+    vocabulary = bench_parts.twin.SHAPES[shape.twin]["vocab_size"]
+    bench_parts.word_tokenizer(vocabulary).save_pretrained(scratch / "tokenizer")
+    job = scratch / "unsloth.json"
+    settings = {
+        "checkpoint": options.checkpoint, "seed": options.seed,
+        "warmup": options.warmup, "steps": options.steps,
+        "recipe": bench_parts.RECIPE | shape.changes,
+        "rows": bench_parts.random_pairs(lengths, vocabulary, options.seed),
+        "tokenizer": str(scratch / "tokenizer"), "folder": str(scratch / "unsloth"),
+    }  # fmt: skip
+    job.write_text(json.dumps(settings))
+    environment = dict(os.environ)
+    if options.unsloth_path:
+        environment["PYTHONPATH"] = options.unsloth_path
+    script = Path(__file__).with_name("bench_unsloth.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(job)],
+        env=environment, stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+# ---- results ----
+
+
+def mean_with_interval(values):
+    """{"mean", "low", "high", "n"}: 95 % by Student's t over rounds, if n > 1."""
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return {"mean": mean, "low": None, "high": None, "n": 1}
+    low, high = stats.t.interval(0.95, n - 1, loc=mean, scale=stats.sem(values))
+    return {"mean": mean, "low": float(low), "high": float(high), "n": n}
+
+
+def summarise(results, flops_per_second):
+    """What the table shows, for each arm."""
+    first = results.get("stock")
+    summary = {}
+    for name, rounds in results.items():
+        row = {
+            "seconds_per_1000_pairs": mean_with_interval(
+                [1000 * r["seconds"] / r["pairs"] for r in rounds]
+            ),
+            "tokens_per_second": mean_with_interval(
+                [r["tokens"] / r["seconds"] for r in rounds]
+            ),
+            "warmup_seconds": mean_with_interval([r["warmup_seconds"] for r in rounds]),
+            "mean_loss": rounds[-1]["mean_loss"],
+            "peak_gib": max(r["peak_gib"] or 0 for r in rounds) or None,
+        }
+        if "flops" in rounds[0]:
+            row["share_of_floor"] = mean_with_interval(
+                [r["flops"] / flops_per_second / r["seconds"] for r in rounds]
+            )
+        if first is not None:
+            # The arms of a round run close together in time, so compare within it.
+            for kind in ("seconds", "cpu_seconds"):
+                row[f"times_faster_in_{kind}"] = mean_with_interval(
+                    [
+                        (a[kind] / a["pairs"]) / (b[kind] / b["pairs"])
+                        for a, b in zip(first, rounds, strict=True)
+                    ]
+                )
+        summary[name] = row
+    return summary
+
+
+def shown(value, digits):
+    if value is None:
+        return "-"
+    if value["low"] is None:
+        return f"{value['mean']:.{digits}f}"
+    spread = f"{value['low']:.{digits}f}-{value['high']:.{digits}f}"
+    return f"{value['mean']:.{digits}f} [{spread}]"
+
+
+def table(record):
+    """The results as text, one line an arm."""
+    heads = (
+        "arm", "s per 1,000 pairs", "x faster", "x less CPU", "tokens/s", "of floor",
+        "warm-up s", "peak GiB", "mean loss",
+    )  # fmt: skip
+    lines = [heads]
+    for name, row in record["arms"].items():
+        peak = row["peak_gib"]
+        lines.append(
+            (
+                name,
+                shown(row["seconds_per_1000_pairs"], 1),
+                shown(row.get("times_faster_in_seconds"), 2),
+                shown(row.get("times_faster_in_cpu_seconds"), 2),
+                shown(row["tokens_per_second"], 0),
+                shown(row.get("share_of_floor"), 2),
+                shown(row["warmup_seconds"], 1),
+                "-" if peak is None else f"{peak:.2f}",
+                f"{row['mean_loss']:.5f}",
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    body = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
+    note = (
+        f"{record['shape']} on {record['machine']}, {record['threads']} threads, "
+        f"torch {record['versions']['torch']}, {record['steps']} steps a round, "
+        f"95 % intervals over rounds"
+    )
+    return "\n".join([note, *(line.rstrip() for line in body)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+"""What the speed benchmark measures: shapes, arms, pairs, one timed run.
+
+Knows: how to build a model and pairs of a shape, and how to time some optimizer steps.
+Does not know: rounds, tables, files (`bench_orpo`).
+"""
+
+import gc
+import json
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from course_utils import chat, lab, mixing, models, packing, twin
+from course_utils.fast import Levers, PackedORPOTrainer
+
+GIB = 2**30
+# The article's recipe on every shape, changed where a shape says so.
+RECIPE = {
+    "learning_rate": 8e-6,
+    "beta": 0.1,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "max_length": 1024,
+    "optim": "paged_adamw_8bit",
+    "gradient_checkpointing": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "remove_unused_columns": False,
+    "logging_steps": 10_000,  # the mean loss is taken at the end, by the Trainer
+    "logging_nan_inf_filter": False,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and the pairs it is trained on.
+
+    twin: a shape of course_utils.twin, or None for the lab's own base model.
+    scale: the drawn lengths are divided by this. fast, lean: levers of these two arms.
+    """
+
+    twin: str | None
+    changes: dict
+    scale: int = 1
+    fast: Levers = field(default_factory=Levers)
+    lean: Levers = field(default_factory=Levers)
+
+
+SHAPES = {
+    # Notebook 04's settings on the CPU profile.
+    "lab": Shape(
+        twin=None,
+        changes={
+            "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
+            "learning_rate": 3e-3, "beta": 0.5, "max_length": 256, "bf16": False,
+            "optim": "adamw_torch", "gradient_checkpointing": False,
+        },
+        lean=Levers(token_budget=256, head_tile=64, activation_gib=0),
+    ),
+    # The rehearsal of llama3-8b: the same code, small enough for a CPU.
+    "tiny": Shape(
+        twin="tiny",
+        changes={"max_length": 64, "bf16": False, "optim": "adamw_torch"},
+        scale=16,
+        fast=Levers(token_budget=256, activation_gib=0.01),
+        lean=Levers(token_budget=64, head_tile=16, activation_gib=0),
+    ),
+    "llama3-8b": Shape(
+        twin="llama3-8b",
+        changes={"bf16": True},
+        fast=Levers(token_budget=4096, activation_gib=3),
+        lean=Levers(token_budget=2048, head_tile=128, activation_gib=0),
+    ),
+}  # fmt: skip
+
+
+def arms(shape):
+    """{arm: (levers, changes to the recipe)}; TRL's own trainer has no levers."""
+    fast = shape.fast
+    without = {
+        "fast, prefix read twice": {"shared_prefix": False},
+        "fast, one pair a row": {"packing": False},
+        "fast, head in one piece": {"head_tile": None},
+        "fast, PEFT's LoRA": {"fused_lora": False},
+        "fast, layers not compiled": {"compile_layers": False},
+        "fast, checkpointing as configured": {"activation_gib": None},
+        "fast, metrics fetched": {"deferred_metrics": False},
+    }
+    return {
+        "stock": (None, {}),
+        "stock, batch of 8": (
+            None,
+            {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+        ),
+        "fast": (fast, {}),
+        "lean": (shape.lean, {}),
+        **{name: (replace(fast, **change), {}) for name, change in without.items()},
+    }
+
+
+# ---- pairs ----
+
+
+def draw_lengths(count, scale, max_length, seed):
+    """(prompt, chosen, rejected) tokens of pairs, log-normal with long tails.
+
+    Medians of 120, 280 and 250 tokens; prompts are cut at half of max_length and
+    answers at what is left of it.
+    """
+    chance = np.random.default_rng(seed)
+
+    def drawn(median, sigma, least, most):
+        values = chance.lognormal(math.log(median), sigma, count)
+        return (np.clip(values, least, most) / scale).astype(int) + 1
+
+    columns = (
+        drawn(120, 1.0, 12, 900), drawn(280, 0.8, 8, 2000), drawn(250, 0.9, 8, 2000)
+    )  # fmt: skip
+    out = []
+    for prompt, chosen, rejected in zip(*columns, strict=True):
+        prompt = min(prompt, max_length // 2)
+        room = max_length - prompt
+        out.append((int(prompt), int(min(chosen, room)), int(min(rejected, room))))
+    return out
+
+
+def read_lengths(path):
+    """Lengths that somebody measured: a JSON list of [prompt, chosen, rejected]."""
+    lengths = json.loads(Path(path).read_text())
+    if not lengths or any(len(row) != 3 or min(row) < 1 for row in lengths):
+        raise ValueError(
+            f"{path} must hold a list of [prompt, chosen, rejected], each at least 1."
+        )
+    return [tuple(row) for row in lengths]
+
+
+def random_pairs(lengths, vocabulary, seed):
+    """Rows of text whose every word is one token; content has no influence on speed."""
+    chance = np.random.default_rng(seed)
+    rows = []
+    for sizes in lengths:
+        words = [
+            "".join(f" t{token}" for token in chance.integers(0, vocabulary, size))
+            for size in sizes
+        ]
+        rows.append(dict(zip(("prompt", "chosen", "rejected"), words, strict=True)))
+    return rows
+
+
+def word_tokenizer(vocabulary):
+    """A tokenizer that knows the words t0, t1, ... as single tokens."""
+    words = {f"t{number}": number for number in range(vocabulary)}
+    backend = Tokenizer(WordLevel(words, unk_token="t0"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    bos, eos, pad = (f"t{vocabulary - 1 - number}" for number in range(3))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad
+    )
+
+
+# ---- a shape, ready to train ----
+
+
+class Prepared:
+    """Model, tokenizer and rows of a shape. The lab's model is loaded anew each time.
+
+    shape: a Shape. checkpoint: the twin's folder; written if it is not there yet.
+    lengths: of the pairs, or None for the lab's own.
+    """
+
+    def __init__(self, shape, checkpoint, lengths, seed):
+        self.shape = shape
+        self.recipe = RECIPE | shape.changes
+        if shape.twin is None:
+            columns = ["prompt", "chosen", "rejected"]
+            self.rows = mixing.build().train.select_columns(columns)
+            return
+        if not Path(checkpoint).is_dir():
+            twin.write(checkpoint, shape.twin)
+        cuda = torch.cuda.is_available()
+        dtype = torch.bfloat16 if self.recipe["bf16"] else torch.float32
+        self._model = AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            dtype=dtype,
+            quantization_config=models.nf4_config(dtype),
+            device_map={"": 0} if cuda else None,
+        )
+        self._tokenizer = word_tokenizer(self._model.config.vocab_size)
+        rows = random_pairs(lengths, self._model.config.vocab_size, seed)
+        self.rows = Dataset.from_list(rows)
+
+    def model_and_tokenizer(self):
+        """(model, tokenizer, ids of token rows to train or None)."""
+        if self.shape.twin is not None:
+            return self._model, self._tokenizer, None
+        model, tokenizer = lab.load_base()
+        return model, tokenizer, chat.use_llama3_chat(tokenizer)
+
+    def give_back(self, trainer):
+        """Take the adapter off again, so that the next arm starts from the base."""
+        if self.shape.twin is not None:
+            self._model = trainer.model.unload()
+
+
+class Clock(TrainerCallback):
+    """Times `steps` optimizer steps after `warmup` steps."""
+
+    def __init__(self, warmup, steps):
+        self.warmup, self.steps = warmup, steps
+        self.wall = self.cpu = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.warmup:
+            _wait_for_device()
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            self.wall, self.cpu = -time.perf_counter(), -time.process_time()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.warmup + self.steps:
+            _wait_for_device()
+            self.wall += time.perf_counter()
+            self.cpu += time.process_time()
+
+
+def _wait_for_device():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class CountingCollator:
+    """Notes what the micro-batches hold: (prompt and chosen, and rejected, prefix)."""
+
+    def __init__(self, collator):
+        self.collator = collator
+        self.batches = []
+
+    def __call__(self, features):
+        pairs = [packing.pair_from_row(row) for row in features]
+        self.batches.append(
+            [
+                (
+                    len(pair.chosen_ids),
+                    len(pair.rejected_ids),
+                    packing.shared_prefix(pair.chosen_ids, pair.rejected_ids),
+                )
+                for pair in pairs
+            ]
+        )
+        return self.collator(features)
+
+
+def run_arm(prepared, levers, changes, warmup, steps, seed, folder):
+    """Train warmup + steps optimizer steps and time the last ones.
+
+    levers: None for TRL's own trainer. changes: to the recipe.
+    Returns: dict of what was measured.
+    """
+    start = time.perf_counter()
+    model, tokenizer, token_rows = prepared.model_and_tokenizer()
+    recipe = prepared.recipe | changes
+    adapter = LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
+        target_modules=models.LINEAR_LAYERS,
+        trainable_token_indices=token_rows
+        and {"embed_tokens": token_rows, "lm_head": token_rows},
+    )  # fmt: skip
+    clock = Clock(warmup, steps)
+    trainer = (ORPOTrainer if levers is None else PackedORPOTrainer)(
+        model,
+        ORPOConfig(
+            output_dir=str(folder), max_steps=warmup + steps, seed=seed,
+            use_cpu=not torch.cuda.is_available(), **recipe,
+        ),
+        train_dataset=prepared.rows,
+        processing_class=tokenizer,
+        peft_config=adapter,
+        callbacks=[clock],
+        **({} if levers is None else {"levers": levers}),
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.data_collator = counted = CountingCollator(trainer.data_collator)
+    ready = time.perf_counter()
+    trainer.train()
+    accumulation = recipe["gradient_accumulation_steps"]
+    batches = counted.batches[warmup * accumulation : (warmup + steps) * accumulation]
+    pairs = [pair for batch in batches for pair in batch]
+    result = {
+        "seconds": clock.wall,
+        "cpu_seconds": clock.cpu,
+        "building_seconds": ready - start,
+        "warmup_seconds": time.perf_counter() - ready - clock.wall,
+        "pairs": len(pairs),
+        "tokens": sum(chosen + rejected for chosen, rejected, _ in pairs),
+        "tokens_once": sum(sum(pair[:2]) - pair[2] for pair in pairs),
+        "flops": flops(trainer.model, pairs),
+        "mean_loss": trainer.state.log_history[-1]["train_loss"],
+        "peak_gib": None,
+    }
+    if torch.cuda.is_available():
+        result["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
+    if levers is not None:
+        result["attention"] = f"{trainer.attention}: {trainer.attention_reason}"
+        result["compiled"] = f"{trainer.compile_layers}: {trainer.compile_reason}"
+    prepared.give_back(trainer)
+    del trainer, model
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return result
+
+
+# ---- the floor ----
+
+
+def flops(model, pairs):
+    """Multiplications and additions that a step cannot do without.
+
+    Each token once, prefixes shared: forward and the gradient of the inputs through
+    every frozen matrix, and for adapters forward and both gradients. Attention's own
+    products, a few per cent at these lengths, are left out: the floor is a low one.
+    """
+    layers = adapters = 0
+    base = model.get_base_model()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            adapters += parameter.numel()
+        elif "layers." in name and parameter.ndim == 2:
+            state = getattr(parameter, "quant_state", None)
+            layers += parameter.numel() if state is None else state.shape.numel()
+    head = base.config.vocab_size * base.config.hidden_size
+    tokens = sum(chosen + rejected - shared for chosen, rejected, shared in pairs)
+    scored = sum(
+        chosen - 1 + rejected - max(shared, 1) for chosen, rejected, shared in pairs
+    )
+    return 4 * layers * tokens + 6 * adapters * tokens + 4 * head * scored
+
+
+def measured_flops_per_second(seconds=1.0):
+    """What this machine's largest matrix products reach, in the precision it uses."""
+    cuda = torch.cuda.is_available()
+    size, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
+    a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
+    best = 0.0
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        _wait_for_device()
+        start = time.perf_counter()
+        a @ a
+        _wait_for_device()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best

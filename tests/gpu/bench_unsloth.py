@@ -1,0 +1,105 @@
+"""The Unsloth arm of bench_orpo: the same model, pairs and recipe, Unsloth's defaults.
+
+Run by bench_orpo in a process of its own, with a job file; prints one line of JSON.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+# Read when the libraries are first imported.
+os.environ.update(HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1")
+from unsloth import FastLanguageModel, PatchDPOTrainer
+
+PatchDPOTrainer()
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from transformers import PreTrainedTokenizerFast, TrainerCallback  # noqa: E402
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
+
+
+class Clock(TrainerCallback):
+    """As bench_parts.Clock, whose module needs the course and its own transformers."""
+
+    def __init__(self, warmup, steps):
+        self.warmup, self.steps = warmup, steps
+        self.wall = self.cpu = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.warmup:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.wall, self.cpu = -time.perf_counter(), -time.process_time()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.warmup + self.steps:
+            torch.cuda.synchronize()
+            self.wall += time.perf_counter()
+            self.cpu += time.process_time()
+
+
+class CountingCollator:
+    """Notes the tokens of each micro-batch."""
+
+    def __init__(self, collator):
+        self.collator = collator
+        self.batches = []
+
+    def __call__(self, features):
+        sizes = [
+            len(row["chosen_input_ids"]) + len(row["rejected_input_ids"])
+            for row in features
+        ]
+        self.batches.append(sizes)
+        return self.collator(features)
+
+
+def main(job):
+    start = time.perf_counter()
+    recipe, warmup, steps = job["recipe"], job["warmup"], job["steps"]
+    model, _ = FastLanguageModel.from_pretrained(
+        job["checkpoint"], max_seq_length=recipe["max_length"], load_in_4bit=True,
+        local_files_only=True,
+    )  # fmt: skip
+    model = FastLanguageModel.get_peft_model(
+        model, r=16, lora_alpha=32, lora_dropout=0, bias="none",
+        use_gradient_checkpointing="unsloth",
+        target_modules=[
+            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+        ],
+    )  # fmt: skip
+    clock = Clock(warmup, steps)
+    trainer = ORPOTrainer(
+        model=model,
+        args=ORPOConfig(
+            output_dir=job["folder"], seed=job["seed"], max_steps=warmup + steps,
+            **recipe,
+        ),
+        train_dataset=Dataset.from_list(job["rows"]),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(job["tokenizer"]),
+        callbacks=[clock],
+    )  # fmt: skip
+    trainer.data_collator = counted = CountingCollator(trainer.data_collator)
+    ready = time.perf_counter()
+    trainer.train()
+    accumulation = recipe["gradient_accumulation_steps"]
+    batches = counted.batches[warmup * accumulation : (warmup + steps) * accumulation]
+    result = {
+        "seconds": clock.wall,
+        "cpu_seconds": clock.cpu,
+        "building_seconds": ready - start,
+        "warmup_seconds": time.perf_counter() - ready - clock.wall,
+        "pairs": sum(map(len, batches)),
+        "tokens": sum(map(sum, batches)),
+        "mean_loss": trainer.state.log_history[-1]["train_loss"],
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "unsloth": importlib.metadata.version("unsloth"),
+    }
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

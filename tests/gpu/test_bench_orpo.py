@@ -1,0 +1,80 @@
+"""The speed benchmark, rehearsed on a CPU: the same code, small enough to wait for."""
+
+import json
+
+import bench_orpo
+import bench_parts
+import pytest
+
+FEW = ["--warmup", "1", "--steps", "2", "--pairs", "8"]
+
+
+def test_the_benchmark_runs_from_end_to_end(tmp_path, capsys):
+    file = tmp_path / "results" / "tiny.json"
+    arms = ["--arms", "stock", "fast", "lean"]
+    arguments = ["--shape", "tiny", "--rounds", "2", *FEW, *arms, "--json", str(file)]
+    record = bench_orpo.main(arguments)
+    assert json.loads(file.read_text()) == json.loads(json.dumps(record))
+    assert record["command"].startswith("python tests/gpu/bench_orpo.py --shape tiny")
+    assert {"machine", "versions", "lengths", "seed", "threads"} <= record.keys()
+    for rounds in record["rounds"].values():
+        assert [r["pairs"] for r in rounds] == [16, 16]  # 2 steps of 2 x 4 pairs
+        assert all(r["seconds"] > 0 and r["flops"] > 0 for r in rounds)
+    by_arm = record["arms"]
+    # The arms saw the same pairs, in the same order, and learned the same.
+    for arm in ("fast", "lean"):
+        assert by_arm[arm]["mean_loss"] == pytest.approx(
+            by_arm["stock"]["mean_loss"], rel=1e-5
+        )
+    assert by_arm["stock"]["times_faster_in_seconds"]["mean"] == 1
+    assert by_arm["fast"]["seconds_per_1000_pairs"]["n"] == 2
+    shown = capsys.readouterr().out
+    assert all(arm in shown for arm in by_arm) and "s per 1,000 pairs" in shown
+
+
+def test_every_ablation_differs_from_the_fast_arm_in_one_lever():
+    shape = bench_parts.SHAPES["llama3-8b"]
+    arms = bench_parts.arms(shape)
+    ablations = [name for name in arms if name.startswith("fast, ")]
+    assert len(ablations) == 7
+    for name in ablations:
+        levers, changes = arms[name]
+        assert changes == {}
+        differing = [
+            lever
+            for lever, value in vars(levers).items()
+            if value != vars(shape.fast)[lever]
+        ]
+        assert len(differing) == 1, name
+
+
+def test_lengths_fit_and_keep_their_medians():
+    lengths = bench_parts.draw_lengths(2000, 1, 1024, seed=0)
+    for prompt, *answers in lengths:
+        assert 12 <= prompt <= 512
+        assert all(8 <= answer <= 1024 - prompt for answer in answers)
+    prompts = sorted(prompt for prompt, *_ in lengths)
+    assert 100 < prompts[1000] < 140
+
+
+def test_lengths_from_a_file(tmp_path):
+    file = tmp_path / "lengths.json"
+    file.write_text("[[3, 4, 5], [6, 7, 8]]")
+    assert bench_parts.read_lengths(file) == [(3, 4, 5), (6, 7, 8)]
+    file.write_text("[[3, 4]]")
+    with pytest.raises(ValueError, match=r"lengths.json must hold a list of"):
+        bench_parts.read_lengths(file)
+
+
+def test_an_unknown_arm_is_refused_with_the_known_ones():
+    with pytest.raises(SystemExit, match=r"no arm 'slow'; there are 'stock'.*'lean'"):
+        bench_orpo.main(["--shape", "tiny", "--arms", "slow"])
+
+
+def test_intervals_need_two_rounds():
+    assert bench_orpo.mean_with_interval([2.0])["low"] is None
+    found = bench_orpo.mean_with_interval([1.0, 2.0, 3.0])
+    # Student's t with two degrees of freedom: 2 +- 4.303 / sqrt(3)
+    assert found["mean"] == 2 and found["high"] == pytest.approx(
+        2 + 4.3027 / 3**0.5, 1e-4
+    )

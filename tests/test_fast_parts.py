@@ -1,0 +1,442 @@
+"""The fast trainer's parts: head, LoRA, layers, attention, levers."""
+
+import copy
+import random
+
+import pytest
+import torch
+from fast_harness import (
+    assert_same_window,
+    lora,
+    make_both,
+    make_trainer,
+    random_feature,
+    run_window,
+    tokenizer,
+    trained,
+)
+from peft import get_peft_model
+from tiny_llama import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from trl.experimental.orpo import ORPOTrainer
+
+from course_utils import packing
+from course_utils.fast import Levers, PackedORPOTrainer, attention, head, layers, levers
+from course_utils.fast.lora import fused_forward
+
+CPU = torch.device("cpu")
+
+
+def window(seed=0, sizes=(3, 2)):
+    chance = random.Random(seed)
+    return [[random_feature(chance) for _ in range(size)] for size in sizes]
+
+
+def packed_trainer(folder, **settings):
+    return make_trainer(PackedORPOTrainer, folder, peft_config=lora(), **settings)
+
+
+class Watch(TorchDispatchMode):
+    """Calls `see(operation, its output)` for every operation within the context."""
+
+    def __init__(self, see):
+        super().__init__()
+        self.see = see
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        self.see(str(operation), out)
+        return out
+
+
+# ---- what a training step does and does not do ----
+
+
+def test_there_are_never_more_rows_of_logits_than_a_tile(tmp_path):
+    trainer = packed_trainer(tmp_path, levers=Levers(head_tile=4))
+    vocabulary = len(tokenizer())
+    rows = set()
+
+    def see(name, out):
+        # The head's own matrix, transposed, has as many columns.
+        if name.startswith("aten.t.") or not torch.is_tensor(out):
+            return
+        if out.shape[-1:] == (vocabulary,):
+            rows.add(out.numel() // vocabulary)
+
+    with Watch(see):
+        run_window(trainer, window())
+    assert max(rows) == 4
+
+
+def synchronisations(trainer):
+    """Values that a training step fetches from the device, after the first step."""
+    batches = [trainer.data_collator(group) for group in window()]
+    fetched = []
+
+    def see(name, _):
+        if name.startswith(("aten._local_scalar_dense", "aten.equal", "aten.nonzero")):
+            fetched.append(name)
+
+    for step in range(2):
+        samples, items = trainer.get_batch_samples(iter(batches), 2, CPU)
+        trainer.current_gradient_accumulation_steps = 2
+        with Watch(see):
+            for sample in samples:
+                trainer.training_step(trainer.model, sample, items)
+        if step == 0:
+            fetched.clear()
+    return len(fetched)
+
+
+def test_a_step_fetches_nothing_from_the_device(tmp_path):
+    assert synchronisations(packed_trainer(tmp_path)) == 0
+    off = Levers(deferred_metrics=False)
+    assert synchronisations(packed_trainer(tmp_path, levers=off)) == 22
+    theirs = make_trainer(ORPOTrainer, tmp_path, peft_config=lora())
+    assert synchronisations(theirs) >= 22  # eleven metrics of two micro-batches
+
+
+def test_afterwards_the_model_is_as_it_was(tmp_path):
+    model = tiny_model(len(tokenizer())).double()
+    peft = get_peft_model(model, lora())
+    trainer = make_trainer(PackedORPOTrainer, tmp_path, model=peft, max_steps=1)
+    trainer.train()
+    changed = [
+        name
+        for name, module in trainer.model.named_modules()
+        if "forward" in vars(module) and name  # the outermost one is accelerate's
+    ]
+    assert changed == []
+    assert model.config._attn_implementation == "sdpa"
+    ids = torch.arange(6)[None]
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.data.zero_()
+    assert (
+        float(copied(ids).logits.abs().max()) == 0
+    )  # it computes with its own weights
+
+
+def test_a_training_that_fails_leaves_the_model_as_it_was(tmp_path):
+    trainer = packed_trainer(tmp_path, max_steps=1)
+
+    def fail(*args):
+        raise RuntimeError("as in a full memory")
+
+    trainer.odds_ratio_loss = fail
+    with pytest.raises(RuntimeError, match="full memory"):
+        trainer.train()
+    assert trainer.model.config._attn_implementation == "sdpa"
+    assert not any("forward" in vars(m) for n, m in trainer.model.named_modules() if n)
+
+
+def test_generation_while_dressed_is_that_of_the_plain_model(tmp_path):
+    trainer = packed_trainer(tmp_path)
+    prompt = torch.tensor([[3, 5, 8], [0, 4, 4]])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    model = trainer.model.eval()
+    plain = model.generate(input_ids=prompt, attention_mask=mask, **settings)
+    trainer.dress()
+    dressed = model.generate(input_ids=prompt, attention_mask=mask, **settings)
+    assert torch.equal(plain, dressed)
+    logits = [model(prompt, attention_mask=mask).logits]
+    trainer.undress()
+    logits.append(model(prompt, attention_mask=mask).logits)
+    torch.testing.assert_close(*logits)
+
+
+# ---- layers: checkpointing and compiling ----
+
+
+def recomputed(trainer, groups):
+    """How often each decoder layer ran in a window of one row, forward and backward."""
+    counts, hooks = [], []
+    for number, layer in enumerate(trainer.model.get_base_model().model.layers):
+        counts.append(0)
+
+        def count(*_, number=number):
+            counts[number] += 1
+
+        hooks.append(layer.mlp.register_forward_pre_hook(count))
+    run_window(trainer, groups)
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def test_checkpointing_follows_the_configuration(tmp_path):
+    for wanted in (False, True):
+        trainer = packed_trainer(tmp_path, gradient_checkpointing=wanted)
+        if wanted:  # as Trainer.train does
+            trainer.model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        assert recomputed(trainer, window()) == [1 + wanted] * 2
+
+
+def test_as_many_layers_keep_their_activations_as_fit(tmp_path):
+    groups = window()
+    tokens = sum(
+        packing.packed_length(packing.pair_from_row(r)) for g in groups for r in g
+    )
+    trainer = packed_trainer(tmp_path, levers=Levers(activation_gib=0))
+    assert recomputed(trainer, groups) == [1, 2]  # the first layer is measured
+    assert recomputed(trainer, groups) == [2, 2]
+    one_layer = trainer._layers._bytes_per_token * tokens
+    for share, expected in ((0.9, [2, 2]), (1.5, [1, 2]), (2.1, [1, 1])):
+        gib = share * one_layer / layers.GIB
+        trainer = packed_trainer(tmp_path, levers=Levers(activation_gib=gib))
+        run_window(trainer, groups)
+        assert recomputed(trainer, groups) == expected
+
+
+@pytest.mark.parametrize("gib", [0, 1e-6, 1])
+def test_checkpointing_changes_no_result(tmp_path, gib):
+    made = make_both(tmp_path, peft_config=lora(), levers=Levers(activation_gib=gib))
+    for seed in range(2):
+        assert_same_window(*made, window(seed))
+
+
+def test_saved_bytes_counts_what_backward_needs_but_no_weights():
+    layer = torch.nn.Linear(4, 4, bias=False)
+    inputs = torch.ones(10, 4, requires_grad=True)
+    result, size = layers.saved_bytes(lambda: layer(inputs).exp().exp(), layer)
+    # the input of the product, and the output of either exponential
+    assert size == 3 * 10 * 4 * 4
+    result.sum().backward()
+    assert layers.saved_bytes(lambda: inputs.detach().exp(), layer)[1] == 0
+
+
+def test_layers_that_fit():
+    assert layers.layers_that_fit(100, 30, 32) == 3
+    assert layers.layers_that_fit(100, 30, 2) == 2
+    assert layers.layers_that_fit(0, 30, 2) == 0
+    assert layers.layers_that_fit(0, 0, 2) == 2
+
+
+@pytest.fixture
+def flex_on_cpu(monkeypatch):
+    """FlexAttention's reference implementation with gradients, slow and whole."""
+    module = torch.nn.attention.flex_attention
+    monkeypatch.setattr(module, "_validate_device", lambda *_: None)
+
+
+def four_layers():
+    return tiny_model(len(tokenizer()), hidden_size=32, num_hidden_layers=4).double()
+
+
+def test_flex_attention_equals_trl(tmp_path, flex_on_cpu):
+    theirs, ours = make_both(tmp_path, make_model=four_layers, peft_config=lora())
+    ours.attention = "flex"
+    assert_same_window(theirs, ours, window(sizes=[9, 6]))  # two blocks of 128 tokens
+
+
+@pytest.mark.parametrize("gib", [None, 0])
+def test_compiled_layers_equal_trl_with_one_graph(tmp_path, flex_on_cpu, gib):
+    theirs, ours = make_both(
+        tmp_path, make_model=four_layers, peft_config=lora(),
+        levers=Levers(activation_gib=gib),
+    )  # fmt: skip
+    ours.attention, ours.compile_layers = "flex", "aot_eager"
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert_same_window(theirs, ours, window())
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1  # all layers share it
+    assert not counters["graph_break"]
+
+
+def test_flex_attention_computes_in_the_precision_of_autocast():
+    tokens = attention.FLEX_BLOCK
+    zeros = torch.zeros(tokens, dtype=torch.int64)
+    mask = attention.block_mask(zeros, zeros)
+    q = torch.randn(1, 4, tokens, 16)
+    k, v = torch.randn(2, 1, 2, tokens, 16)
+    exact, _ = attention.packed_attention(None, q, k, v, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = attention.packed_attention(None, q, k, v, mask)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.02, atol=0.02)
+
+
+# ---- head ----
+
+
+@pytest.mark.parametrize("tile", [1, 3, 100])
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_head_equals_log_softmax(tile, with_rows):
+    torch.manual_seed(0)
+    model = get_peft_model(
+        tiny_model(20).double(), lora(train_rows=with_rows)
+    ).get_base_model()
+    output = model.get_output_embeddings()
+    parameters = trained(output)
+    assert bool(parameters) == with_rows
+    targets = torch.tensor([1, 5, 19, 2, 2, 0, 7])  # 1 and 2 are trained rows
+    results = []
+    for tile_rows in (None, tile):
+        hidden = torch.linspace(-3, 3, 7 * 16).reshape(7, 16).double().requires_grad_()
+        logps, means = head.token_logps(
+            output, output.forward, hidden, targets, tile_rows
+        )
+        assert not means.requires_grad
+        (logps * torch.arange(7)).sum().backward()
+        rows = [parameter.grad for parameter in parameters.values()]
+        for parameter in parameters.values():
+            parameter.grad = None
+        results.append([logps, means, hidden.grad, *rows])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_head_passes_gradcheck():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(4, 6, bias=False).double().requires_grad_(False)
+    hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 5, 5, 2, 1])
+    assert torch.autograd.gradcheck(
+        lambda h: head.token_logps(linear, linear.forward, h, targets, 2)[0], hidden
+    )
+
+
+def test_confident_predictions_keep_their_gradient():
+    """1 - p is computed in fp32, also where p rounds to 1 in 16 bit."""
+    linear = torch.nn.Linear(2, 2, bias=False).bfloat16().requires_grad_(False)
+    linear.weight.data = torch.tensor([[4.0, 0.0], [-4.0, 0.0]], dtype=torch.bfloat16)
+    hidden = torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    logps, _ = head.token_logps(linear, linear.forward, hidden, torch.tensor([0]), 8)
+    logps.sum().backward()
+    # d logp / d hidden = (1 - p) * (4 - -4), with 1 - p = sigmoid(-8)
+    expected = 8 * torch.sigmoid(torch.tensor(-8.0))
+    torch.testing.assert_close(hidden.grad[0, 0].float(), expected, rtol=0.01, atol=0)
+
+
+def test_embedding_with_trained_rows_equals_peft():
+    model = get_peft_model(tiny_model(20).double(), lora()).get_base_model()
+    layer = model.get_input_embeddings()
+    ids = torch.tensor([[1, 5, 2, 2, 19, 1]])
+    (rows,) = trained(layer).values()
+    rows.data.add_(1)
+    results = []
+    for embed in (layer, lambda x: head.embed(layer, layer.forward, x)):
+        out = embed(ids)
+        (out * torch.arange(6)[:, None]).sum().backward()
+        results.append((out, rows.grad))
+        rows.grad = None
+    torch.testing.assert_close(*results)
+
+
+def test_borrowed_forward_is_given_back():
+    module = torch.nn.Linear(2, 2)
+    with head.borrowed_forward(module, lambda x: "borrowed"):
+        assert module(None) == "borrowed"
+    assert "forward" not in vars(module)
+    module.forward = own = lambda x: "own"
+    with (
+        pytest.raises(ZeroDivisionError),
+        head.borrowed_forward(module, lambda x: 1 / 0),
+    ):
+        module(None)
+    assert module.forward is own
+
+
+# ---- LoRA ----
+
+
+def lora_layer(**settings):
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model(20), lora(train_rows=False, **settings))
+    return model, model.get_base_model().model.layers[0].mlp.up_proj.train()
+
+
+def uses_peft(layer):
+    """Does the fused forward hand this call to PEFT's own?"""
+    calls = []
+
+    def original(x):
+        calls.append(x)
+        return layer.forward(x)
+
+    fused_forward(layer, original)(torch.randn(1, 3, 16))
+    return bool(calls)
+
+
+def test_a_fused_layer_equals_peft():
+    _, layer = lora_layer()
+    assert not uses_peft(layer)
+    results = []
+    for forward in (layer.forward, fused_forward(layer, layer.forward)):
+        x = torch.linspace(-1, 1, 2 * 3 * 16).reshape(2, 3, 16).requires_grad_()
+        out = forward(x)
+        out.square().sum().backward()
+        results.append((out, x.grad, *(p.grad for p in trained(layer).values())))
+        for parameter in layer.parameters():
+            parameter.grad = None
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_layers_in_other_states_are_left_to_peft():
+    model, layer = lora_layer()
+    with model.disable_adapter():
+        assert uses_peft(layer)
+    layer.merge()
+    assert uses_peft(layer)
+    layer.unmerge()
+    assert not uses_peft(layer)
+    model.add_adapter("second", lora(train_rows=False))
+    layer.set_adapter(["default", "second"])
+    assert uses_peft(layer)
+
+    _, layer = lora_layer(lora_dropout=0.5)
+    assert uses_peft(layer)
+    assert not uses_peft(layer.eval())
+    _, layer = lora_layer()
+    layer.lora_A.double()
+    assert fused_forward(layer, lambda x: "peft")(torch.ones(1, 3, 16)) == "peft"
+
+
+def test_other_kinds_of_layers_are_not_fused():
+    model, _ = lora_layer()
+    assert fused_forward(torch.nn.Linear(2, 2), None) is None
+    assert fused_forward(model, None) is None
+
+
+# ---- levers ----
+
+
+def test_the_attention_fits_the_machine():
+    assert levers.choose_attention("auto", CPU)[0] == "sdpa"
+    assert levers._flex_or_sdpa((8, 0), has_triton=True)[0] == "flex"
+    name, reason = levers._flex_or_sdpa((7, 5), has_triton=True)
+    assert (name, "this GPU has 7.5" in reason) == ("sdpa", True)
+    name, reason = levers._flex_or_sdpa((9, 0), has_triton=False)
+    assert (name, "triton" in reason) == ("sdpa", True)
+    with pytest.raises(ValueError, match="needs a CUDA GPU, this device is cpu"):
+        levers.choose_attention("flex", CPU)
+
+
+def test_layers_are_compiled_where_it_pays():
+    gpu = torch.device("cuda")
+    assert levers.choose_compile("auto", "flex", gpu)[0] is True
+    assert levers.choose_compile("auto", "sdpa", gpu)[0] is False
+    assert levers.choose_compile("auto", "sdpa", CPU)[0] is False
+    assert levers.choose_compile(False, "flex", gpu)[0] is False
+    with pytest.raises(ValueError, match="compile_layers needs attention='flex'"):
+        levers.choose_compile(True, "sdpa", CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"token_budget": 0}, "token_budget must be at least 1, got 0"),
+        ({"head_tile": -1}, "head_tile must be at least 1, got -1"),
+        ({"attention": "flash"}, "attention must be 'auto', 'flex' or 'sdpa'"),
+        ({"activation_gib": -1.0}, "activation_gib must be >= 0, got -1.0"),
+    ],
+)
+def test_a_wrong_lever_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Levers(**settings)
