@@ -104,6 +104,12 @@ def own_scores(model, tokenizer, contexts, lead):
     return scores.total.reshape(-1, 4)
 
 
+def of(result, scores):
+    """The rows of `scores` that are a limited result's items."""
+    asked = [item["question"] for item in ITEMS]
+    return scores[[asked.index(d["question"]) for d in result.documents]]
+
+
 def check_metrics(result, scores):
     gold = np.array([item["gold"] for item in ITEMS])
     lengths = np.array([[len(c) for c in item["choices"]] for item in ITEMS])
@@ -188,8 +194,8 @@ def test_an_adapter_with_trained_tokens_scores_as_before(base, folder):
     result = harness.run(
         model, tokenizer, ["lab_choice"], [folder], chat_template=True, limit=6
     )
-    found = np.stack(result.tasks["lab_choice"].answers)
-    np.testing.assert_allclose(found, before[:6], atol=1e-4)
+    result = result.tasks["lab_choice"]
+    np.testing.assert_allclose(np.stack(result.answers), of(result, before), atol=1e-4)
     assert model.training
     assert np.abs(before - own_scores(*base, contexts, "")).max() > 1
 
@@ -203,26 +209,26 @@ def test_a_model_in_4_bit_is_scored_in_its_16_bit_and_summed_in_32(folder):
     )
     model = prepare_model_for_kbit_training(model)
     result = harness.run(model, tokenizer, ["lab_choice"], [folder], limit=2)
-    found = np.stack(result.tasks["lab_choice"].answers)
+    result = result.tasks["lab_choice"]
     own = own_scores(model, tokenizer, own_contexts(tokenizer, "{}", False), " ")
     # The harness's own sums of such a model come in steps of an eighth.
-    np.testing.assert_allclose(found, own[:2], atol=1e-3)
+    np.testing.assert_allclose(np.stack(result.answers), of(result, own), atol=1e-3)
 
 
 def test_beginning_of_text_is_ours_to_choose(base, folder):
     contexts = own_contexts(base[1], "{}", False)
-    begun = own_scores(*base, contexts, " ")[:4]
+    begun = own_scores(*base, contexts, " ")
     without = harness.run(*base, ["lab_choice"], [folder], bos=False, limit=4)
-    assert np.abs(np.stack(without.tasks["lab_choice"].answers) - begun).max() > 0.01
+    without = without.tasks["lab_choice"]
+    assert np.abs(np.stack(without.answers) - of(without, begun)).max() > 0.01
     # In chat format the template has written it, so there is one either way.
     without = harness.run(
         *base, ["lab_choice"], [folder], chat_template=True, bos=False, limit=4
     )
     contexts = [text.rstrip() for text in own_contexts(base[1], "{}", True)]
-    begun = own_scores(*base, contexts, "\n\n")[:4]
-    np.testing.assert_allclose(
-        np.stack(without.tasks["lab_choice"].answers), begun, atol=1e-4
-    )
+    begun = own_scores(*base, contexts, "\n\n")
+    without = without.tasks["lab_choice"]
+    np.testing.assert_allclose(np.stack(without.answers), of(without, begun), atol=1e-4)
 
 
 # --- our call -----------------------------------------------------------------------
@@ -235,18 +241,21 @@ def test_limit_passes_and_global_randomness(base, folder):
     found = harness.run(*base, CHOICE, [folder], limit=3)
     assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
     assert found.passes == 2 * 3 * 4 and found.seconds > 0
-    assert [len(found.tasks[name].documents) for name in CHOICE] == [3, 3]
-    assert [d["question"] for d in found.tasks["lab_choice"].documents] == [
-        item["question"] for item in ITEMS[:3]
+    drawn = [found.tasks[name].documents for name in CHOICE]
+    assert len(drawn[0]) == 3 and drawn[0] == drawn[1]
+    places = [
+        [item["question"] for item in ITEMS].index(each["question"])
+        for each in drawn[0]
     ]
+    assert places == sorted(places) != [0, 1, 2]
     assert found.warnings == {}
 
 
 def test_too_long_texts_are_counted_not_printed(base, folder, capfd, monkeypatch):
-    choices = [choice for item in ITEMS[:3] for choice in item["choices"]]
+    choices = [choice for item in ITEMS for choice in item["choices"]]
     longest = max(len(base[1](f" {choice}")["input_ids"]) for choice in choices)
     monkeypatch.setattr(base[0].config, "max_position_embeddings", longest)
-    found = harness.run(*base, ["lab_choice"], [folder], limit=3)
+    found = harness.run(*base, ["lab_choice"], [folder])
     ((message, times),) = found.warnings.items()
     assert "Truncating N tokens from the left" in message and times > 1
     assert "Truncating" not in "".join(capfd.readouterr())

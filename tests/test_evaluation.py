@@ -332,6 +332,15 @@ def test_a_dialogue_says_who_speaks():
     assert "Ada.<br>assistant" in table._repr_html_()
 
 
+def test_long_answers_are_cut_and_marked():
+    long = [evaluation.Generation("word " * 50, ended) for ended in (True, False)]
+    table = evaluation.side_by_side(ASKED[:2], {"old": long}, longest=12)
+    assert [row[0] for row in table.answers] == [
+        "word word wo […]",
+        "word word wo […] …",
+    ]
+
+
 def test_votes_are_counted_for_the_models():
     blind = evaluation.side_by_side(ASKED, WRITTEN, seed=3)
     for_new = ["AB"[names.index("new")] for names in blind.key]

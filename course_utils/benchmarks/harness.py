@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import torch
@@ -70,7 +71,8 @@ def run(
     read, since the harness's own 14,000 take half a minute.
     chat_template: put each question into the tokenizer's chat format as one user turn.
     bos: begin each text with the beginning-of-text token? None: as the tokenizer does.
-    limit: at most so many items a task. batch_size: sequences, or "auto" on a GPU.
+    limit: at most so many items a task, drawn with a fixed seed: the first ones would
+    be of one kind where rows are grouped. batch_size: sequences, or "auto" on a GPU.
     progress: show the harness's bars.
     Returns: Run. The model and the global random generators, which the harness seeds,
     are left as they were found.
@@ -93,7 +95,8 @@ def run(
     if writes:
         _check_end_of_turn(model, tokenizer, writes)
     was_training, start = model.training, time.perf_counter()
-    with _caught_warnings() as warnings, _kept_random_state():
+    with _caught_warnings() as warnings, _kept_random_state(), _no_inventory():
+        loaded = manager.load(list(tasks))["tasks"]
         found = simple_evaluate(
             model=_Model(
                 progress,
@@ -106,11 +109,11 @@ def run(
                 # Else a 16-bit model's log-likelihoods come in steps of 0.1 nats.
                 softmax_dtype=torch.float32,
             ),
-            tasks=list(tasks),
+            tasks=list(loaded.values()),
             task_manager=manager,
             num_fewshot=0,
             apply_chat_template=chat_template,
-            limit=limit,
+            samples=_drawn(loaded, limit),
             bootstrap_iters=0,  # its standard errors; intervals come from the items
         )
     model.train(was_training)
@@ -131,6 +134,17 @@ class _Model(HFLM):
 
     def generate_until(self, requests, disable_tqdm=False):
         return super().generate_until(requests, disable_tqdm=self._silent)
+
+
+def _drawn(loaded, limit):
+    """{task: sorted indices of its items}, or None for all of all tasks."""
+    if limit is None:
+        return None
+    counts = {name: len(task.eval_docs) for name, task in loaded.items()}
+    return {
+        name: sorted(random.Random(0).sample(range(count), min(limit, count)))
+        for name, count in counts.items()
+    }
 
 
 def _output_type(manager, name):
@@ -211,3 +225,12 @@ def _kept_random_state():
         yield
     random.setstate(states[0])
     np.random.set_state(states[1])
+
+
+@contextmanager
+def _no_inventory():
+    """Skip the harness's inventory of this machine, which nobody reads here: it lists
+    all packages for a second or two, and complains where there is no git."""
+    nothing = {"get_git_commit_hash": lambda: None, "add_env_info": lambda found: None}
+    with mock.patch.multiple("lm_eval.evaluator", **nothing):
+        yield

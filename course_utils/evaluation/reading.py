@@ -75,12 +75,13 @@ class SideBySide:
         return wins, float(stats.binomtest(wins[names[0]], decided).pvalue)
 
 
-def side_by_side(prompts, generations, blind=True, seed=0):
+def side_by_side(prompts, generations, blind=True, seed=0, longest=600):
     """SideBySide of what several models wrote after the same prompts.
 
     prompts: N lists of messages. generations: {model's name: N Generations}.
     blind: shuffle the models anew in every row, with `seed`, and show letters.
-    An answer whose turn the model did not end by itself gets "…" behind it.
+    longest: characters shown of an answer; "[…]" marks what was cut here, "…" an answer
+    whose turn the model did not end by itself.
     Raises: ValueError if a model's answers are not as many as the prompts.
     """
     for name, written in generations.items():
@@ -94,11 +95,17 @@ def side_by_side(prompts, generations, blind=True, seed=0):
         if blind:
             rng.shuffle(names)
         written = [generations[name][row] for name in names]
-        answers.append(tuple(g.text + ("" if g.ended else " …") for g in written))
+        answers.append(tuple(_shown(g, longest) for g in written))
         key.append(tuple(names))
     return SideBySide(
         tuple(_as_text(p) for p in prompts), tuple(answers), tuple(key), blind
     )
+
+
+def _shown(generation, longest):
+    text = generation.text
+    cut = text if len(text) <= longest else text[:longest].rstrip() + " […]"
+    return cut + ("" if generation.ended else " …")
 
 
 def _as_text(messages):
