@@ -12,7 +12,7 @@ from tiny_llama import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuned_llama import base_model, chat_tokenizer, trained_model
 
-from course_utils import chat, lab, merging, shards
+from course_utils import chat, lab, merging, records, shards
 from course_utils.merging import __main__ as command
 from course_utils.merging import rehearsal, streamed
 from course_utils.models import nf4_config
@@ -249,3 +249,10 @@ def test_a_processs_memory_is_measured():
     assert 0 < small["cpu_minutes"] < small["minutes"] + 0.01
     with pytest.raises(RuntimeError, match=r"failed: [\s\S]*ValueError: no"):
         rehearsal.measured([sys.executable, "-c", "raise ValueError('no')"])
+
+
+def test_8b_was_merged_within_16_gib():
+    merge = records.load("merge_at_8b")["merges"]["llama3-8b"]
+    assert merge["parameters"] == 8_030_261_248
+    assert merge["streamed"]["peak_gib"] < 16 and merge["weights_gib"] > 14.9
+    assert merge["tensors_compared"] >= 30 and merge["largest_error_in_steps"] <= 0.5
