@@ -220,7 +220,7 @@ def test_out_of_memory_names_settings_and_their_savings(kind, tmp_path):
     assert changes and isinstance(error.value.__cause__, torch.OutOfMemoryError)
     for change in changes[:-1]:
         assert change.saves_gib > 0 and change.what in str(error.value)
-    asked = "fast trainer" if kind is run.ORPOTrainer else "max_length=384"
+    asked = "PackedORPOTrainer" if kind is run.ORPOTrainer else "max_length=384"
     assert any(asked in change.what for change in changes)
     gc.collect()
     assert held[0]() is None  # or the next try would start with a full card

@@ -50,7 +50,7 @@ class Fit:
         size += f" ({self.note})" if self.note else ""
         if self.fits:
             return f"fits: {size}"
-        lines = [f"does not fit: {size}. What to change:"]
+        lines = [f"does not fit: {size}.", "What to change:"]
         lines += [f"  {change}" for change in self.changes]
         return "\n".join(lines if self.changes else [*lines, "  nothing is left"])
 
@@ -77,8 +77,8 @@ def fits(card, config, settings):
         settings = replace(
             settings, compute="float16", precision=precision, attention="sdpa"
         )
-        note = "in float16, it has no bf16" + (
-            "; beside NF4, embeddings and head are float32 then" if nf4 else ""
+        note = "no bf16, so float16" + (
+            ", where embeddings and head are float32 beside NF4" if nf4 else ""
         )
     needs = predict(config, settings).peak_gib + ALLOWANCE_GIB
     short = needs - has
@@ -116,7 +116,7 @@ def _options(settings):
                 f"per_device_train_batch_size={batch}, "
                 f"gradient_accumulation_steps={more}",
                 {"batch": batch, "accumulation": more},
-                f"{kept}, slower; TRL's NLL then averages over smaller batches",
+                f"{kept}, slower; the NLL's batches are smaller",
             )
     for share in (0.75, 0.5):
         length = int(settings.length * share) // 64 * 64
@@ -130,9 +130,9 @@ def _options(settings):
         )
     if settings.trainer == "stock":
         yield (
-            "the fast trainer (course_utils.fast.PackedORPOTrainer)",
+            "fast.PackedORPOTrainer instead of ORPOTrainer",
             {"trainer": "fast"},
-            "the same loss to rounding, logits in tiles, and faster",
+            "the same loss, and faster",
         )
     else:
         if settings.token_budget > 2 * settings.length:

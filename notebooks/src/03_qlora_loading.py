@@ -9,7 +9,7 @@
 # and to train the chat tokens that a base model has never seen.
 #
 # **Time and hardware**: {{recorded}}.
-# Section 6 loads the model of your profile; the training runs of sections 7 and 8 use the lab's small one in every profile.
+# Section 7 loads the model of your profile; the training runs of sections 8 and 9 use the lab's small one in every profile.
 #
 # **You need** notebook 00, matrices, and the bell curve.
 
@@ -30,7 +30,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from course_utils import chat, checks, evaluation, lab, mixing, models, plots, records
+from course_utils import (
+    chat, checks, evaluation, lab, memory, mixing, models, plots, records,
+)  # fmt: skip
 
 SEED, GIB = 0, 2**30
 torch.manual_seed(SEED)
@@ -71,7 +73,7 @@ for name, size in {"weights": 2, "gradients": 2, "AdamW's means": 8, "all": 12}.
 
 
 # %% [markdown]
-# Colab's L4 has 22.5 GB. The weights alone would fit; what training adds does not.
+# Colab's L4 has about 22 GiB. The weights alone would fit; what training adds does not.
 # Two ideas attack the two parts: **LoRA** trains few weights, **NF4** stores the others in 4 bits. Together: **QLoRA**.
 #
 # ## 2. LoRA: train a detour
@@ -123,8 +125,43 @@ with torch.device("meta"):
     trained = models.parameter_counts(get_peft_model(shape, big_adapter)).trainable
 print(f"trained at 8B: {trained:,} weights, {trained / total:.2%} of all")
 
+
 # %% [markdown]
 # Gradients and AdamW's means are needed for these only.
+#
+# ### Rank and alpha
+#
+# $\alpha$ scales the detour; dividing by $r$ is meant to let one $\alpha$ serve all ranks.
+#
+# **Predict.** AdamW's first step changes each number of $B$ by the learning rate.
+# $\alpha$ stays 32. Does rank 64 then move $W$ more than rank 8, less, or the same?
+
+# %%
+def first_step(rank, alpha, size=256):
+    """Norm of the change of W by AdamW's first step, from B = 0."""
+    torch.manual_seed(SEED)
+    x, weight = torch.randn(64, size), torch.randn(size, size)
+    A = ((torch.rand(rank, size) * 2 - 1) / size**0.5).requires_grad_()  # PEFT's start
+    B = torch.zeros(size, rank, requires_grad=True)
+    optimizer = torch.optim.AdamW([A, B], lr=8e-5)
+    lora_linear(x, weight, A, B, alpha).square().mean().backward()
+    optimizer.step()
+    return (alpha / rank * B @ A).norm().item()
+
+
+# %%
+steps = pd.DataFrame(
+    {f"alpha {alpha}": [first_step(rank, alpha) for rank in (8, 16, 64)]
+     for alpha in (16, 32)} | {"alpha 2r": [first_step(r, 2 * r) for r in (8, 16, 64)]},
+    index=pd.Index((8, 16, 64), name="rank"),
+)  # fmt: skip
+(steps / steps.loc[8, "alpha 16"]).round(2)
+
+# %% [markdown]
+# In units of the first number: doubling $\alpha$ doubles the step, as a doubled learning rate would.
+# At a fixed $\alpha$ the step shrinks with the root of the rank; at $\alpha = 2r$ it grows with it.
+# A first step is not a run: Schulman and Thinking Machines Lab (2025) found that with $\alpha = 32$ the best learning rate hardly depends on the rank.
+# With $\alpha = 2r$ it would, and whoever compares ranks that way compares learning rates as well.
 #
 # ## 3. NF4: sixteen values for a weight
 #
@@ -229,6 +266,14 @@ worst = lost["NF4"].index(max(lost["NF4"]))
 print(f"excess kurtosis (normal: 0): median matrix {np.median(tails):.1f}, "
       f"the one where NF4 loses most {tails[worst]:.1f}")
 
+# %%
+names = [name.split(".") for name, _ in small.named_parameters() if "_proj" in name]
+by_layer = pd.DataFrame(
+    {"layer": [int(parts[2]) for parts in names],
+     "projection": [parts[4] for parts in names], "error": lost["NF4"]}
+)  # fmt: skip
+by_layer.pivot(index="layer", columns="projection", values="error").round(3)
+
 # %% [markdown]
 # About 9 % is lost, and the order of the three is that of the normal weights.
 # The dots far above the lines are matrices with heavier tails: one large weight makes its whole block coarse.
@@ -293,24 +338,132 @@ bills = {
 sums = {name: sum(parts.values()) for name, parts in bills.items()}
 fig, ax = plt.subplots(figsize=(7, 2.6), dpi=90)
 plots.stacked_gib(ax, bills, "QLoRA: Llama 3 8B and all it trains in 6 GiB (computed)",
-                  limit=(22.5e9 / GIB, "L4, 22.5 GB"))
+                  limit=(memory.CARDS_GIB["L4"], "L4"))
 plt.show()
 
 # %% [markdown]
 # *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's means; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
 
+# %% [markdown]
+# ### AdamW's means in 8 bit, and paged
+#
+# bitsandbytes can keep the two means in 8 bit, quantised in blocks of 256.
+# *Paged* means lie in memory that the driver moves to the host when the card is full.
+#
+# **Predict.** How much smaller are they, and how far do 50 steps go astray?
+
 # %%
-for part, size in bills["QLoRA"].items():
-    print(f"QLoRA, {part:23s} {size:5.2f} GiB")
-logits = 4 * 1024 * llama3_8b.vocab_size * 4
-print(f"on top, fp32 logits of 2 pairs of 1,024 tokens: {logits / GIB:.2f} GiB")
+import bitsandbytes
+
+optimizers = {
+    "adamw_torch": torch.optim.AdamW,
+    "adamw_8bit": bitsandbytes.optim.AdamW8bit,
+}
+if torch.cuda.is_available():  # without a GPU there is nothing to page out of
+    optimizers["paged_adamw_8bit"] = bitsandbytes.optim.PagedAdamW8bit
+
+
+def after_50_steps(kind, width=256):
+    """(how far the weights went, bytes a weight of the means)"""
+    torch.manual_seed(SEED)
+    matrix = torch.nn.Parameter(torch.randn(width, width))
+    goal = torch.randn(width, width)
+    start, optimizer = matrix.detach().clone(), kind([matrix], lr=1e-3)
+    for _ in range(50):
+        noise = torch.randn(width, width)
+        matrix.grad = matrix.detach() - goal + noise
+        optimizer.step()
+    once = ("step", "qmap1", "qmap2")  # not for each weight: a counter, two tables
+    state = {k: v for k, v in optimizer.state[matrix].items() if k not in once}
+    size = sum(mean.nbytes for mean in state.values()) / matrix.numel()
+    return matrix.detach() - start, size
+
+
+# %%
+moves = {name: after_50_steps(kind) for name, kind in optimizers.items()}
+reference = moves["adamw_torch"][0]
+for name, (move, size) in moves.items():
+    off = (move - reference).norm() / reference.norm()
+    print(f"{name:17s} {size:5.2f} bytes a weight, {trained * size / GIB:.2f} GiB for "
+          f"LoRA at 8B; moves differ by {off:.1%}")
 
 # %% [markdown]
-# The bars hold weights, gradients and optimizer.
-# Activations and logits come on top and grow with batch and length; the last printed line gives one of them.
-# What a whole step takes has to be measured on a GPU; this notebook does not.
+# A quarter of the bytes, for steps that differ by little.
+# For LoRA that is a fraction of a GiB: paging earns its keep where all weights are trained, or in the last step before a card is full.
 #
-# ## 6. What do four bits do to the answers?
+# ## 6. The whole step
+#
+# Weights are what stays; a step adds what backward needs.
+# Three things grow with the batch: **activations** (each layer's input is kept, the rest computed again: *gradient checkpointing*),
+# the tensors of the layer that backward is in, and the **logits**, 128,256 numbers for each token.
+# `course_utils.memory` adds them up from the configuration, formula by formula, without a GPU.
+# Its static part must be the bill of section 5.
+
+# %%
+from dataclasses import replace
+
+known = profiles.all_profiles()
+l4, a100 = (memory.Settings.of_profile(known[n], token_rows=3) for n in ("l4", "a100"))
+plain = replace(l4, token_rows=0, optim="adamw_torch")
+static = {k: v / GIB for k, v in memory.static_bytes(llama3_8b, plain).items()}
+mine = bills["QLoRA"]
+assert abs(static["weights"] + static["quant state"] - mine["projections"]) < 0.01
+assert abs(static["embeddings and head"] - mine["embeddings, head, norms"]) < 0.01
+assert abs(static["optimizer"] - mine["AdamW's means"]) < 0.001
+print({part: round(size, 2) for part, size in static.items()})
+
+# %% [markdown]
+# **Predict.** 8 pairs of 1,024 tokens at once, with gradient checkpointing. What is largest: weights, activations or logits?
+
+# %%
+runs = {
+    "fast trainer, 2 × 4": replace(l4, trainer="fast"),
+    "TRL, 2 pairs × 4": l4,
+    "TRL, 8 pairs × 1": a100,
+    "2 × 4, no checkpointing": replace(l4, checkpointing=False),
+}
+step = {name: memory.predict(llama3_8b, s) for name, s in runs.items()}
+logits = step["TRL, 8 pairs × 1"].gib()["logits"]
+share = logits / step["TRL, 8 pairs × 1"].peak_gib
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 3), dpi=90)
+plots.stacked_gib(ax, {name: found.in_five() for name, found in step.items()},
+                  f"Logits are {share:.0%} of a step with 8 pairs (predicted)",
+                  limit=(memory.CARDS_GIB["L4"], "L4"))
+plt.show()
+
+# %% [markdown]
+# *Figure: four stacked bars of predicted peak memory. The fast trainer's is the shortest; TRL's with two pairs at a time stays below an L4's line too; eight pairs go beyond it, mostly by logits; without checkpointing activations fill the bar.*
+#
+# TRL holds the logits of both answers in float32, a half again for the NLL, and a gradient of the same size.
+# Notebook 07's trainer never holds more than a tile of them.
+# A prediction is worth what its test is worth: on the CPU, the course's tests compare it with what autograd really keeps and what the allocator really hands out.
+# And on a GPU:
+
+# %%
+try:
+    measured = records.load("memory")
+except FileNotFoundError:
+    print("not recorded yet; on a GPU tests/gpu/measure_memory.py writes the record")
+else:
+    print(records.caption(measured))
+    columns = ["name", "predicted_gib", "measured_gib", "off_by"]
+    print(pd.DataFrame(measured["runs"])[columns].round(3).to_string(index=False))
+
+# %% [markdown]
+# Does it fit your card, and if not, what would help?
+
+# %%
+for card in memory.CARDS_GIB:
+    print(f"{card}, 2 × 4: {memory.fits(card, llama3_8b, l4)}\n")
+print(f"L4, 8 × 1: {memory.fits('L4', llama3_8b, a100)}")
+
+# %% [markdown]
+# The changes are tried one by one in the same formulas, the most effective first.
+# If a run fills the card all the same, `course_utils.resilience.watched(trainer)` turns the error into such a list.
+#
+# ## 7. What do four bits do to the answers?
 #
 # Now for real, with the model of your profile: once in its own precision, once in NF4, once in FP4.
 #
@@ -352,7 +505,7 @@ def load(quant_type=None):
 is_lab = profile.base_model == str(profiles.lab_model_folder())
 tokenizer = AutoTokenizer.from_pretrained(source)
 (lab.use_chatml if is_lab else chat.use_llama3_chat)(tokenizer)
-held_out = list(mixing.build(profile.data).evaluation)
+held_out = list(mixing.build(profile.data).evaluation)[: profile.eval_pairs]
 
 # %%
 scores, megabytes = {}, {}
@@ -383,7 +536,7 @@ print(f"accuracy in {profile.dtype}: {evaluation.estimate(exact.preferred)}")
 # This base hardly prefers either answer, so a nudge can turn a pair.
 # Where so few pairs change sides, trust the exact p-value (McNemar) more than the bootstrap interval.
 #
-# ## 7. Chat tokens that are really trained
+# ## 8. Chat tokens that are really trained
 #
 # Llama 3's chat format writes three tokens that its *base* model never saw in pretraining,
 # among them `<|eot_id|>`, which ends a turn. The lab's base was pretrained without them too.
@@ -452,7 +605,8 @@ lab_held_out = list(lab_mix.evaluation)[:105]
 # The learning rate suits a model of 3.5 million weights; 8B wants one far lower.
 
 # %%
-def qlora_trainer(token_ids, learning_rate=3e-3, steps=STEPS, dtype=torch.float32):
+def qlora_trainer(token_ids, learning_rate=3e-3, steps=STEPS, dtype=torch.float32,
+                  layers=models.LINEAR_LAYERS):
     transformers.set_seed(SEED)
     trainer = ORPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(
@@ -468,7 +622,7 @@ def qlora_trainer(token_ids, learning_rate=3e-3, steps=STEPS, dtype=torch.float3
         train_dataset=train_pairs, processing_class=tokenizer,
         peft_config=LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
-            target_modules=models.LINEAR_LAYERS, trainable_token_indices=token_ids,
+            target_modules=layers, trainable_token_indices=token_ids,
         ),
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
@@ -509,7 +663,41 @@ lab.summary(recorded)
 # The second run ranks pairs nearly as well, and next to none of its answers is good: they do not stop.
 # Preference accuracy cannot see this fault.
 #
-# In a model like Llama 3 8B this costs next to nothing: three rows in two matrices.
+# ### Which layers?
+#
+# The article adapts all seven projections; PEFT, if not told, adapts `q_proj` and `v_proj` of a Llama only.
+#
+# **Predict.** Attention's four, or the MLP's three: which get further in the same 32 steps?
+
+# %%
+layers = {"all seven": models.LINEAR_LAYERS, "attention": models.LINEAR_LAYERS[:4],
+          "MLP": models.LINEAR_LAYERS[4:]}  # fmt: skip
+by_layers = {}
+for name, targets in layers.items():
+    if name != "all seven":  # the last run above
+        trainer = qlora_trainer(choices["dict: embeddings and head"], layers=targets)
+        trainer.train()
+    by_layers[name] = evaluation.score_pairs(
+        trainer.model, tokenizer, lab_held_out, 256
+    )
+
+# %%
+for name, found_scores in by_layers.items():
+    here = replace(plain, targets=tuple(layers[name]))
+    gib = memory.static_bytes(llama3_8b, here)["adapter"] / GIB
+    gap = evaluation.estimate(found_scores.chosen - found_scores.rejected)
+    print(f"{name:10s} {gib:.2f} GiB of adapter at 8B; log-prob chosen - rejected "
+          f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]")
+versus = evaluation.compare_paired(by_layers["attention"].preferred,
+                                   by_layers["MLP"].preferred)  # fmt: skip
+print(f"preferred, MLP against attention: {versus}; one seed")
+
+# %% [markdown]
+# The gap is in nats per token, on the same held-out pairs for all three.
+# The MLP's adapter is twice as large as attention's, and one seed at one learning rate decides nothing between close ones.
+# Thinking Machines found attention alone to lag, even at a higher rank, and the MLP to matter most.
+#
+# In a model like Llama 3 8B the trained token rows cost next to nothing: three rows in two matrices.
 
 # %%
 rows_trained = 2 * len(control_ids) * llama3_8b.hidden_size
@@ -517,7 +705,7 @@ share = rows_trained / trained
 print(f"{rows_trained:,} more trained weights at 8B, {share:.2%} of LoRA's")
 
 # %% [markdown]
-# ## 8. Precision and attention: ask the card
+# ## 9. Precision and attention: ask the card
 #
 # bfloat16 needs compute capability 8.0. `torch.cuda.is_bf16_supported()` also says yes where it is only emulated, so the course asks for the capability.
 #
@@ -550,13 +738,13 @@ for kind in (torch.float32, torch.float16, torch.bfloat16):
 # %% [markdown]
 # In bfloat16 the step on the larger weight is rounded away: it keeps 8 binary digits, and the step is smaller than the last.
 # So which precision does TRL train in, with a 4-bit base and `bf16=True`?
-# Two short runs at a learning rate for 8B count the numbers that never moved.
+# Two runs of five steps at a learning rate for 8B count the numbers that never moved.
 
 # %%
 stuck = {}
 for name, mend in {"as TRL leaves it": False, "mended": True}.items():
     both = choices["dict: embeddings and head"]
-    trainer = qlora_trainer(both, learning_rate=8e-5, steps=10, dtype=torch.bfloat16)
+    trainer = qlora_trainer(both, learning_rate=8e-5, steps=5, dtype=torch.bfloat16)
     if mend:
         models.keep_trained_in_fp32(trainer.model)
     trained_now = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
@@ -584,9 +772,14 @@ found = [
     ("NF4", "relative error (range)", f"{mean:.3f} ({low:.3f}–{high:.3f})", n),
     ("NF4", "change of preference accuracy", changed, len(held_out)),
     ("QLoRA at 8B", "weights, training state", f"{sums['QLoRA']:.2f} GiB, computed", 1),
+    *((name, "peak of a step at 8B", f"{p.peak_gib:.1f} GiB, predicted", 1)
+      for name, p in step.items()),
 ]
 for name, (end, _, _) in list(p_end.items())[1:]:
     found.append((f"token rows: {name}", "P(end)", f"{end.mean():.4f}", len(end)))
+for name, now in by_layers.items():
+    value = str(evaluation.estimate(now.preferred))
+    found.append((f"LoRA on {name}", "preference accuracy", value, len(now.preferred)))
 for name, value in stuck.items():
     found.append((f"bf16 rows, {name}", "never moved", f"{value:.0%}", rows.numel()))
 recap = pd.DataFrame(found, columns=["method", "metric", "result", "n"])
@@ -638,8 +831,20 @@ checks.better_code(better_code)
 checks.solution("3.3")
 
 # %% [markdown]
+# **3.4 · 10 min · ●●○** Write `for_a_t4(settings)`: the same weights, the same 8 pairs a step and rows of the same length, but so that it fits a T4.
+# It gets `l4` of section 6; `replace` changes a field of it.
+
+# %%
+for_a_t4 = ...
+checks.for_a_t4(for_a_t4)
+
+# %%
+checks.solution("3.4")
+
+# %% [markdown]
 # ## References
 #
 # - Dettmers et al. (2023), *QLoRA: Efficient Finetuning of Quantized LLMs*, arXiv:2305.14314.
 # - Hu et al. (2021), *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv:2106.09685.
+# - Schulman and Thinking Machines Lab (2025), *LoRA Without Regret*.
 # - meta-llama/llama3, issue 77, on the base model's untrained tokens.
