@@ -4,6 +4,8 @@ Knows: matplotlib. Does not know: where numbers come from. Every function takes 
 draws on it and returns it; the notebook shows it.
 """
 
+import numpy as np
+
 # Okabe-Ito colours, distinct for colour-blind readers; line styles repeat the meaning.
 COLOURS = {
     "chosen": "#0072b2",
@@ -124,32 +126,44 @@ def spread(ax, groups, marks, title, ylabel):
     return tidy(ax, title, "", ylabel)
 
 
-def rows_and_reasons(ax, report, title):
-    """What remains of every source, and why the rest is gone: stacked shares.
+def waterfall(ax, report, title):
+    """From all rows down to the pairs that are kept, one bar a reason.
 
-    report: `Mix.report`. Numbers beside the bars are pairs kept, of rows.
+    report: `Mix.report`. Numbers beside the bars are rows.
     """
-    reasons = list(dict.fromkeys(key for row in report for key in row))
-    parts = ["kept", *(r for r in reasons if r not in ("source", "rows", "kept"))]
-    looks = ["#333333", "#c8c8c8", "#f0f0f0", "#888888", "#ffffff"]
-    hatches = ["", "", "///", "xxx", "..."]
-    left = [0.0] * len(report)
-    for part, colour, hatch in zip(parts, looks[: len(parts)], hatches[: len(parts)],
-                                   strict=True):  # fmt: skip
-        widths = [row.get(part, 0) / row["rows"] for row in report]
-        ax.barh(range(len(report)), widths, left=left, color=colour, hatch=hatch,
-                edgecolor="#333333", lw=0.5, label=part)  # fmt: skip
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    for at, row in enumerate(report):
-        ax.text(
-            1.01, at, f"{row['kept']:,} of {row['rows']:,}", va="center", fontsize=8
-        )
-    ax.set_yticks(range(len(report)), [row["source"] for row in report])
-    ax.set_xlim(0, 1)
+    names = dict.fromkeys(key for row in report for key in row if key != "source")
+    total = {name: sum(row.get(name, 0) for row in report) for name in names}
+    reasons = {k: v for k, v in total.items() if k not in ("rows", "kept")}
+    steps = {"rows": total["rows"], **reasons, "kept": total["kept"]}
+    remaining = total["rows"]
+    for at, (name, count) in enumerate(steps.items()):
+        falls = name in reasons
+        remaining -= count * falls
+        colour = "#c8c8c8" if falls else "#333333"
+        ax.barh(at, count, left=remaining * falls, color=colour, hatch="///" * falls,
+                edgecolor="#333333", lw=0.5)  # fmt: skip
+        ax.text(remaining * falls + count, at, f" {'−' * falls}{count:,}", va="center",
+                fontsize=8)  # fmt: skip
+    ax.set_yticks(range(len(steps)), list(steps))
+    ax.set_xlim(0, total["rows"] * 1.12)
     ax.invert_yaxis()
-    ax.legend(frameon=False, fontsize=8, ncols=3, loc="upper left",
-              bbox_to_anchor=(0, -0.2))  # fmt: skip
-    return tidy(ax, title, "share of the source's rows", "")
+    return tidy(ax, title, "rows", "")
+
+
+def heat_map(ax, counts, title):
+    """Numbers of a table as shades of grey, written into their cells.
+
+    counts: DataFrame; its rows become the rows of the figure.
+    """
+    top = max(1, counts.to_numpy().max())
+    ax.imshow(counts, cmap="Greys", vmin=0, vmax=top)
+    for (row, column), count in np.ndenumerate(counts.to_numpy()):
+        colour = "white" if count > top / 2 else "black"
+        ax.text(column, row, f"{count:,}", ha="center", va="center", color=colour,
+                fontsize=8)  # fmt: skip
+    ax.set_xticks(range(counts.shape[1]), counts.columns, rotation=30, ha="right")
+    ax.set_yticks(range(len(counts)), counts.index)
+    return tidy(ax, title, "near copies in", "pairs of")
 
 
 def chosen_against_rejected(ax, groups, title, xlabel):

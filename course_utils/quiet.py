@@ -30,5 +30,7 @@ def hide_library_chatter():
         warnings.filterwarnings("ignore", message=message)
     for name, level in _LOGGERS.items():
         logging.getLogger(name).setLevel(level)
+    # Its bars count rows; in a page that is read later they are noise.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     # transformers sets its own logger's level from this when it is imported.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,10 +1,10 @@
 """How long the mix takes at the real sources' size: `python tests/bench_mixing.py`.
 
 Writes synthetic rows with the real sources' columns, numbers of rows and lengths of
-text to a temporary folder, builds the mix from there in a process of its own, near
-duplicates and contamination included, and prints seconds and peak memory. With
-`--rows N …` it makes mixes of so many rows instead, to see whether time is linear.
-`--record` writes course_utils/recorded/mix_speed.json.
+text, one row in 50 twice, to a temporary folder. Builds the mix from there in a process
+of its own, near duplicates and contamination included, and prints seconds and peak
+memory. Then come mixes of `--rows` rows with texts a tenth as long, to see whether time
+is linear. `--record` writes course_utils/recorded/mix_speed.json.
 """
 
 import argparse
@@ -57,7 +57,8 @@ print(json.dumps({"seconds": seconds, "peak_gib": [p / 2**20 for p in peak],
 class Writer:
     """Texts of the right lengths, with words as unevenly frequent as ours."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, shrink=1):
+        self.shrink = shrink
         self.rng = random.Random(seed)
         letters = "abcdefghijklmnopqrstuvwxyz"
         self.vocabulary = [
@@ -69,7 +70,7 @@ class Writer:
 
     def text(self, median):
         size = median * self.rng.lognormvariate(0, SPREAD)
-        count = max(3, round(size / 6.5))
+        count = max(3, round(size / 6.5 / self.shrink))
         return " ".join(
             self.rng.choices(self.vocabulary, cum_weights=self.weights, k=count)
         )
@@ -103,9 +104,9 @@ def row_of(card, writer, number, share):
     return row
 
 
-def write_sources(folder, rows_of, seed=11):
+def write_sources(folder, rows_of, shrink, seed=11):
     """Parquet files of the seven sources. rows_of: {source: rows}. Returns: bytes."""
-    writer, size = Writer(seed), 0
+    writer, size = Writer(seed, shrink), 0
     for name, card in sources.cards(version="v1.2").items():
         share = (card.kept("v1.2") or 1) / (card.rows or 1)
         path = Path(folder) / f"{name}.parquet"
@@ -114,15 +115,17 @@ def write_sources(folder, rows_of, seed=11):
             for at in range(0, rows_of[name], BATCH):
                 numbers = range(at, min(at + BATCH, rows_of[name]))
                 rows = [row_of(card, writer, number, share) for number in numbers]
+                for number in range(1, len(rows), 50):
+                    rows[number] = rows[number - 1]  # so that there are repeats to find
                 file.write_table(pa.Table.from_pylist(rows, schema=schema))
         size += path.stat().st_size
     return size
 
 
-def measure(rows_of, near, tests):
+def measure(rows_of, near, tests, shrink=1):
     """Seconds and peak GiB of one `mixing.build` in a new process, an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
-        written = write_sources(folder, rows_of)
+        written = write_sources(folder, rows_of, shrink)
         (Path(folder) / "questions.txt").write_text("\n".join(tests))
         start = time.perf_counter()
         done = subprocess.run(
@@ -139,7 +142,9 @@ def measure(rows_of, near, tests):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, nargs="*")
+    parser.add_argument(
+        "--rows", type=int, nargs="*", default=[10**5, 3 * 10**5, 10**6]
+    )
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     disable_progress_bars()
@@ -148,12 +153,16 @@ def main():
     total = sum(card.rows for card in cards.values())
     writer = Writer(3)
     tests = [writer.text(PROMPT) for _ in range(2_600)]
+    real = {name: card.rows for name, card in cards.items()}
+    plan = [(real, near, 1) for near in (False, 0.8)]
+    for rows in options.rows:
+        shares = {name: -(-card.rows * rows // total) for name, card in cards.items()}
+        plan.append((shares, 0.8, 10))
     runs = []
-    for rows in options.rows or [total]:
-        rows_of = {name: -(-card.rows * rows // total) for name, card in cards.items()}
-        for near in (False, 0.8):
-            runs.append({"near_duplicates": near, **measure(rows_of, near, tests)})
-            print(json.dumps(runs[-1]), flush=True)
+    for rows_of, near, shrink in plan:
+        made = measure(rows_of, near, tests, shrink)
+        runs.append({"near_duplicates": near, "texts_shortened": shrink, **made})
+        print(json.dumps(runs[-1]), flush=True)
     if options.record:
         command = "python tests/bench_mixing.py " + " ".join(sys.argv[1:])
         record = {**records.describe_run(command.strip(), start), "runs": runs}

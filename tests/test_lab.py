@@ -196,6 +196,19 @@ def test_the_record_is_of_the_sweep_in_the_code():
             assert run[key] == job[key], (job["name"], key)
 
 
+def test_the_record_of_sources_left_out_is_of_the_sweep_in_the_code():
+    (code,) = lab.leave_one_out_jobs(3, "folder")
+    record = records.load("leave_one_out")
+    recorded = {(run["name"], run["seed"]): run for run in record["runs"]}
+    assert len(recorded) == len(record["runs"]) == len(code) == 24
+    for job in code:
+        run = recorded[job["name"], job["seed"]]
+        for key in job.keys() - {"base"}:
+            assert run[key] == job[key], (job["name"], key)
+        assert run["n"] == 420 == len(run["sampled"]["good_bits"])
+        assert run["curve"][-1]["step"] == run["steps"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recorded_run_is_whole(name):
     runs = lab.recorded(name)

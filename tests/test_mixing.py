@@ -10,7 +10,7 @@ from datasets import Dataset
 from huggingface_hub import DatasetCard
 from transformers import AutoTokenizer
 
-from course_utils import chat, checks, mixing, places, sources, world
+from course_utils import chat, checks, mixing, places, records, sources, world
 from course_utils.lab import BASE_MODEL
 from course_utils.world import tasks
 
@@ -540,3 +540,28 @@ def test_the_mix_of_version_1_2_is_built_from_its_own_cards(mix):
     new = mixing.build(version="v1.2")
     assert new.cards["capybara"].repo == "argilla/Capybara-Preferences"
     assert new.report == mix.report
+
+
+# --- the recorded speed -------------------------------------------------------------
+
+
+def test_the_real_mix_s_size_takes_under_a_minute_and_2_gib_and_grows_in_line():
+    runs = records.load("mix_speed")["runs"]
+    real = [run for run in runs if run["texts_shortened"] == 1]
+    assert {run["near_duplicates"] for run in real} == {False, 0.8}
+    for run in real:
+        assert run["rows"] == sum(
+            c.rows for c in sources.cards(version="v1.2").values()
+        )
+        assert 42_000 < run["pairs"] < 46_000
+        assert run["seconds"] < 60 and sum(run["peak_gib"]) < 2
+    few, *_, many = sorted((r for r in runs if r["texts_shortened"] == 10),
+                           key=lambda run: run["rows"])  # fmt: skip
+    assert few["rows"] < 110_000 and many["rows"] >= 1_000_000
+    growth = (many["seconds"] / few["seconds"]) / (many["rows"] / few["rows"])
+    assert growth < 1.25  # no faster than rows
+    for run in runs:
+        counts = dict(run["counts"])
+        assert counts.pop("rows") == run["rows"]
+        assert sum(counts.values()) == run["rows"] and counts["kept"] == run["pairs"]
+        assert counts[mixing.REPEAT] > run["pairs"] / 100

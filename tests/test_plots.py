@@ -1,6 +1,7 @@
 """Figures: what is drawn is what was given, in the colours that mean it."""
 
 import matplotlib
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
@@ -74,16 +75,24 @@ REPORT = [
 ]
 
 
-def test_what_remains_and_why_the_rest_is_gone_fill_every_bar(ax):
-    assert plots.rows_and_reasons(ax, REPORT, "t") is ax
-    labels = [bars.get_label() for bars in ax.containers]
-    assert labels == ["kept", "rule", "asked in the tests"]
-    widths = [bar.get_width() for bars in ax.containers for bar in bars]
-    assert widths == pytest.approx([1.0, 0.4, 0, 0.45, 0, 0.15])
-    assert [bars[1].get_x() for bars in ax.containers] == pytest.approx([0, 0.4, 0.85])
-    assert [text.get_text() for text in ax.texts] == ["10 of 10", "8 of 20"]
-    looks = {(bars[0].get_facecolor(), bars[0].get_hatch()) for bars in ax.containers}
-    assert len(looks) == 3
+def test_a_waterfall_falls_from_all_rows_to_what_is_kept(ax):
+    assert plots.waterfall(ax, REPORT, "t") is ax
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["rows", "rule", "asked in the tests", "kept"]
+    bars = [(bar.get_x(), bar.get_width()) for bar in ax.patches]
+    assert bars == [(0, 30), (21, 9), (18, 3), (0, 18)]
+    assert [text.get_text() for text in ax.texts] == [" 30", " −9", " −3", " 18"]
+    hatches = [bar.get_hatch() for bar in ax.patches]
+    assert hatches[0] == hatches[3] != hatches[1] == hatches[2]
+
+
+def test_a_heat_map_writes_every_number_into_its_cell(ax):
+    counts = pd.DataFrame([[8, 0], [1, 1200]], index=["a", "b"], columns=["a", "b"])
+    assert plots.heat_map(ax, counts, "t") is ax
+    assert [text.get_text() for text in ax.texts] == ["8", "0", "1", "1,200"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
+    assert ax.texts[3].get_color() == "white" and ax.texts[1].get_color() == "black"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("near copies in", "pairs of")
 
 
 def test_chosen_and_rejected_stand_side_by_side(ax):

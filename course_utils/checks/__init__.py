@@ -11,7 +11,7 @@ from course_utils.checks.comparing import (
     seed_interval,
     suite_average,
 )
-from course_utils.checks.data import my_rule, prompt_of, swapped_digits
+from course_utils.checks.data import my_rule, prompt_of, similarity, swapped_digits
 from course_utils.checks.loading import (
     better_code,
     bits_per_weight,
@@ -54,6 +54,7 @@ __all__ = [
     "rotation_order",
     "seed_interval",
     "seen",
+    "similarity",
     "solution",
     "suite_average",
     "swapped_digits",

@@ -146,3 +146,48 @@ def swapped_digits(attempt):
     for a, b, expected in ((12, 120, False), (5924, 5922, False), (210, 120, True)):
         got = returned(attempt, a, b)
         expect(bool(got) == expected, f"{a} and {b} are judged wrongly", got, expected)
+
+
+def _runs(text, run):
+    said = text.split()
+    return [tuple(said[i : i + run]) for i in range(len(said) - run + 1)]
+
+
+@exercise(
+    "2.4",
+    solutions.similarity,
+    mistakes={
+        "counts words, not runs": lambda a, b, run: (
+            len({*a.split()} & {*b.split()}) / len({*a.split()} | {*b.split()})
+        ),
+        "only one of the two": lambda a, b, run: (
+            len({*_runs(a, run)} & {*_runs(b, run)}) / len({*_runs(a, run)})
+        ),
+        "last run is missing": lambda a, b, run: (
+            len({*_runs(a, run)[:-1]} & {*_runs(b, run)[:-1]})
+            / len({*_runs(a, run)[:-1]} | {*_runs(b, run)[:-1]})
+        ),
+        "no run at all": lambda a, b, run: (
+            len({*_runs(a, run)} & {*_runs(b, run)})
+            / max(1, len({*_runs(a, run)} | {*_runs(b, run)}))
+            if _runs(a, run) else 1.0
+        ),
+        "is there a return": lambda a, b, run: None,
+    },
+)  # fmt: skip
+def similarity(attempt):
+    """Jaccard similarity of the runs of words of two texts."""
+    one, two = "a b c d e f", "a b c d x e f"
+    why = "a word in the middle breaks two runs of two: this counts words, not runs"
+    got = returned(attempt, one, two, 2)
+    words = 6 / 7
+    expect(abs(got - words) > 1e-9, why, got, 4 / 7)
+    why = "the runs of either text count below the line, not of only one of the two"
+    got = returned(attempt, "a b c", "a b c d e", 2)
+    expect(abs(got - 1) > 1e-9, why, got, 0.5)
+    got = returned(attempt, "a b c", "x b c", 2)
+    expect(abs(got - 1 / 3) < 1e-9, "the last run is missing", got, 1 / 3)
+    got = returned(attempt, "a", "b c", 2)
+    expect(abs(got) < 1e-9, "a text with no run at all is like no other", got, 0.0)
+    got = returned(attempt, one, two, 2)
+    expect(abs(got - 4 / 7) < 1e-9, "this pair is judged wrongly", got, 4 / 7)

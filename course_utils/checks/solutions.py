@@ -189,3 +189,12 @@ def swapped_digits(listed, found):
         return False
     first, second = differ
     return a[first] == b[second] and a[second] == b[first]
+
+
+def similarity(one, two, run):
+    def runs(text):
+        said = text.split()
+        return {tuple(said[i : i + run]) for i in range(len(said) - run + 1)}
+
+    shared, either = runs(one) & runs(two), runs(one) | runs(two)
+    return len(shared) / len(either) if either else 0.0

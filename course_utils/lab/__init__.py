@@ -16,6 +16,7 @@ from course_utils.lab.findings import over_seeds, recorded, summary
 from course_utils.lab.runs import (
     count_prompt_twice,
     jobs,
+    leave_one_out_jobs,
     make_trainer,
     measure,
     run,
@@ -29,6 +30,7 @@ __all__ = [
     "MAX_LENGTH",
     "count_prompt_twice",
     "jobs",
+    "leave_one_out_jobs",
     "load_base",
     "make_trainer",
     "measure",

@@ -94,9 +94,10 @@ def _sketches(values):
 def _sketch_batch(batch):
     runs = []
     for prompt, chosen in zip(batch["prompt"], batch["chosen"], strict=True):
-        said = texts.words(" ".join((*texts.questions(prompt), chosen[0]["content"])))
+        whole = " ".join((*texts.questions(prompt), chosen[0]["content"]))
+        said = [word.encode() for word in texts.words(whole)]
         starts = range(max(1, len(said) - RUN + 1))
-        runs.append([" ".join(said[at : at + RUN]).encode() for at in starts])
+        runs.append([b" ".join(said[at : at + RUN]) for at in starts])
     return {"sketch": [sketch.hashvalues for sketch in MinHash.bulk(runs, **_SKETCH)]}
 
 

@@ -6,12 +6,12 @@
 # **You will learn**
 # to turn seven differently shaped sources into pairs and to account for every row,
 # to find repeats and test questions in training data, and to know when comparing texts is not enough,
-# and to measure how good "chosen" answers really are.
+# and to measure how good "chosen" answers really are and what each source brings.
 #
 # **Time and hardware**: {{recorded}}.
 # No GPU in any profile; one whose data are on the hub downloads the sources, some hundred megabytes.
 #
-# **You need** Python and pandas. Nothing is trained here.
+# **You need** Python and pandas. Nothing is trained here; section 12 shows recorded trainings.
 
 # %% tags=["colab"]
 import sys
@@ -29,7 +29,8 @@ quiet.hide_library_chatter()
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from course_utils import chat, checks, evaluation, mixing, models, plots, sources, world
+from course_utils import chat, checks, evaluation, mixing, models, plots, records
+from course_utils import sources, world
 
 where = profile.data if profile.data in ("world", "hub") else "your folder"
 print(f"profile {profile.name}: {reason}. Data: {where}, seed 11")
@@ -38,7 +39,7 @@ print(f"profile {profile.name}: {reason}. Data: {where}, seed 11")
 # ## 1. Seven cards
 #
 # The mix of the article, [orpo-dpo-mix-40k](https://huggingface.co/datasets/mlabonne/orpo-dpo-mix-40k), joins seven sources of answer pairs.
-# The course keeps one **card** a source: a page to read, whose front matter is also the rule that the code runs.
+# The course keeps one **card** a source: a page to read, in the hub's own format, whose front matter is also the rule that the code runs.
 #
 # On the `cpu` profile the rows come from the lab's small world, whose seven sources have the columns and quirks of the real ones.
 # Columns `rows` and `in the mix` are the real sources' numbers, as the cards give them.
@@ -49,22 +50,25 @@ pd.set_option("display.max_colwidth", None)
 pd.DataFrame(
     {
         "source": card.source, "repository": card.repo, "licence": card.license,
-        "rows": card.rows, "in the mix": card.kept, "rule": card.keep or "all",
+        "rows": card.rows, "in the mix": card.kept("v1.0"), "rule": card.keep or "all",
     }
     for card in cards.values()
 ).set_index("source")  # fmt: skip
 
 # %% [markdown]
-# Here is one card's front matter.
+# Here is what the code reads of one card.
 # `keep` is a pandas expression over the source's columns; `prompt`, `chosen` and `rejected` name the columns.
+# The hub's `dataset_info` above it lists all columns and types, so a column that is renamed upstream is noticed.
 
 # %%
-print(cards["intel-orca"].path.read_text(encoding="utf-8").split("\n---\n")[0])
+front = cards["intel-orca"].path.read_text(encoding="utf-8").split("\n---\n")[0]
+print(front[front.index("course:") :])
 
 # %% [markdown]
 # **One source needs a warning.** `toxic` teaches a model to comply with harmful requests: its *chosen* answers are harmful by design.
 # In the lab it is harmless, and this notebook never prints a row of it.
-# To leave it out, drop its card: `mixing.build(cards={k: c for k, c in cards.items() if k != "toxic"})`.
+# One argument leaves it out: `mixing.build(without=("toxic",))`.
+# Do so if people will talk to your model; keep it to repeat the published mix, or to study how few pairs undo refusals.
 #
 # ## 2. Three shapes
 #
@@ -90,12 +94,47 @@ for message in row["chosen"]:
     print(f"{message['role']:>9}: {message['content'][:200]}")
 print(f"{'or':>9}: {row['rejected'][-1]['content'][:200]}")
 
-
 # %% [markdown]
 # No. The column holds the first turn, and the answer follows the last one.
 # A trainer given this `prompt` learns answers to questions that were never asked; exercise 2.2 derives the right one.
 #
-# ## 3. From a row to a pair, once by hand
+# ## 3. What do the ratings say?
+#
+# Four sources come with a judge's marks for both answers.
+#
+# **Predict.** The rules keep chosen answers with (nearly) the top mark. How many rows is that?
+
+# %%
+marks = {
+    "capybara": ("rating_chosen", "rating_rejected"),
+    "ultrafeedback": ("chosen-rating", "rejected-rating"),
+    "math-preference": ("chosen_rating", "rejected_rating"),
+}
+ratings = {
+    name: {"chosen": data[name][columns[0]], "rejected": data[name][columns[1]]}
+    for name, columns in marks.items()
+}
+rated = [pair for pair in data["intel-orca"]["rating"] if pair is not None]
+ratings["intel-orca"] = dict(zip(("chosen", "rejected"), zip(*rated)))
+
+# %%
+fig, axes = plt.subplots(1, 4, figsize=(10.5, 2.6), dpi=80, layout="constrained")
+for ax, (name, sides) in zip(axes, ratings.items()):
+    top = max(sides["chosen"])
+    full = sum(mark == top for mark in sides["chosen"]) / len(sides["chosen"])
+    bins = [edge / 2 - 0.25 for edge in range(2, 2 * int(top) + 2)]
+    title = f"{name} (n = {len(sides['chosen']):,}):\n{full:.0%} of the chosen at the top"
+    plots.two_histograms(ax, sides, bins, title, "mark")
+plt.show()
+
+
+# %% [markdown]
+# *Figure: four histograms of marks, chosen solid and rejected dashed; in each, the chosen answers pile up at the top mark.*
+#
+# Marks saturate: where most chosen answers have the top mark, no rule can tell a good one from a perfect one.
+# In section 9 we shall see what that costs.
+#
+# ## 4. From a row to a pair, once by hand
 #
 # A pair is a prompt (messages) and two answers (one message each).
 # This is the card of `intel-orca`, spelled out:
@@ -120,13 +159,13 @@ def kept_by_hand(row):
 
 by_hand = [pair_by_hand(row) for row in data["intel-orca"] if kept_by_hand(row)]
 pairs, dropped = sources.to_pairs(cards["intel-orca"], data["intel-orca"])
-assert pairs.to_list() == by_hand
+assert pairs.remove_columns(["row", "hash"]).to_list() == by_hand
 print(f"{len(by_hand):,} pairs, equal to the card's; left out: {dict(dropped)}")
 
 # %% [markdown]
 # The empty system prompt is left out rather than sent as an empty message.
 #
-# ## 4. All seven, and where the rows went
+# ## 5. All seven, and where the rows went
 #
 # `mixing.build` does this for every card, joins the pairs and shuffles them.
 # Every row must end in exactly one column: kept, or one reason to leave it out.
@@ -140,22 +179,40 @@ report.loc["all"] = report.sum()
 assert (report["rows"] == report.drop(columns="rows").sum(axis=1)).all()
 set_aside = 0 if profile.data == "world" else len(mix.evaluation)
 assert report.loc["all", "kept"] == len(mix.train) + set_aside
+for note in mix.notes:  # where a source is not what its card says
+    print(note)
 report
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3), dpi=90)
-lost = report.drop("all")["kept"] / report.drop("all")["rows"]
-plots.rows_and_reasons(ax, mix.report, f"{lost.idxmin()} loses most to its rule: "
-                       f"{lost.min():.0%} of its rows remain")  # fmt: skip
+stay = report.loc["all", "kept"] / report.loc["all", "rows"]
+plots.waterfall(ax, mix.report, f"{stay:.0%} of the rows stay")
 plt.show()
 
 # %% [markdown]
-# *Figure: one bar a source; the dark part is kept, the light part fell to the card's rule, hatched slivers to the other reasons.*
+# *Figure: a waterfall from all rows at the top, minus one bar a reason, to the pairs that are kept at the bottom; the rule takes by far the most.*
 #
-# - **rule**: the rating is too low or missing, or the row is flagged.
+# - **rule**: the mark is too low, or the row is flagged. **a rating is missing**: the rule meets no value, and no value satisfies no rule.
 # - **both answers are the same**, **an answer is missing**: nothing to compare.
-# - **asked in the tests**: section 6.
+# - **control tokens in the text**: a text that spells out `<|eot_id|>` would end its own turn once tokenised, so it can make a model obey it.
+# - **asked in the tests**: section 7. The other reasons stand in `course_utils.sources.REASONS`.
 #
+# One pair of each source (but `toxic`), each text cut to 60 characters:
+
+# %%
+seen = {pair["source"]: pair for pair in mix.train.select(range(200))}
+pd.DataFrame(
+    {
+        "source": name,
+        "question": pair["prompt"][-1]["content"][:60],
+        "chosen": pair["chosen"][0]["content"][:60],
+        "rejected": pair["rejected"][0]["content"][:60],
+    }
+    for name, pair in seen.items()
+    if name != "toxic"
+).set_index("source")
+
+# %% [markdown]
 # The rules look at the *chosen* rating alone, so a pair whose two ratings are equal can stay.
 
 # %%
@@ -164,7 +221,7 @@ ties = frame.query(cards["intel-orca"].keep)["status"].eq("tie")
 print(f"intel-orca: {ties.sum():,} of {len(ties):,} pairs that pass the rule are ties")
 
 # %% [markdown]
-# ## 5. Repeats
+# ## 6. Repeats
 #
 # A pair that comes twice counts double; a question that comes with two prompts can contradict itself.
 # Three ways to count, from strict to loose: the whole prompt, the question without its system prompt, the chosen answer's text.
@@ -198,9 +255,55 @@ for at in twice.sort_values("question").index[:2]:
 # %% [markdown]
 # The system prompt decides what is right, so a loader that drops it makes `truthy` contradict itself.
 #
-# ## 6. Contamination: does training know the tests?
+# Repeats that differ in a word need another tool.
+# **MinHash** estimates how many runs of five words two texts share, without comparing every text with every other.
+# We plant 50 copies with one word more and look for them.
 #
-# This section and section 8 use the lab's sources in every profile: only there do we hold the test questions and can decide what is right.
+# **Predict.** From which similarity on should two texts count as the same?
+
+# %%
+import random
+
+from datasets import Dataset, concatenate_datasets
+
+
+def nearly(pair):
+    *before, last = pair["prompt"]
+    last = {"role": "user", "content": last["content"] + " Please!"}
+    return {**pair, "prompt": [*before, last]}
+
+
+some = random.Random(0).sample(range(len(mix.train)), 50)
+copies = [nearly(pair) for pair in mix.train.select(some)]
+copies = Dataset.from_list(copies, features=mix.train.features)
+with_copies = concatenate_datasets([mix.train, copies])
+rows = []
+for threshold in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+    found = [bool(r) for r in mixing.near_repeats(with_copies, threshold)]
+    rows.append((threshold, sum(found[-50:]), sum(found[:-50])))
+columns = ["similarity", "copies found, of 50", f"others, of {len(mix.train):,}"]
+near = pd.DataFrame(rows, columns=columns).set_index("similarity")
+near
+
+# %% [markdown]
+# There is no right threshold. A low one calls two questions of one template the same; a high one misses short texts, where one word changes many runs.
+# The mix uses 0.8 (its card says so), which suits texts of a hundred words and more; here it costs nothing and finds little.
+#
+# Do sources overlap? The same search, at a similarity of 0.5, between every two of them:
+
+# %%
+counts = mixing.overlap(mix.train, 0.5)
+between = counts.to_numpy().sum() - counts.to_numpy().trace()
+fig, ax = plt.subplots(figsize=(5, 3.6), dpi=90)
+plots.heat_map(ax, counts, f"{between} pairs have a near copy in another source")
+plt.show()
+
+# %% [markdown]
+# *Figure: a heat map, sources by sources; the numbers, pairs that have a near copy, lie on the diagonal.*
+#
+# ## 7. Contamination: does training know the tests?
+#
+# This section and section 9 use the lab's sources in every profile: only there do we hold the test questions and can decide what is right.
 #
 # First the plain check, question against question.
 # `mixing.build` makes it and leaves such pairs out; here is what it found.
@@ -259,13 +362,52 @@ print("tested on: ", problems[numbers(leak)])
 # %% [markdown]
 # Not one leaked problem has the words of a test, and some have its numbers, so its answer.
 # (The others have numbers that the lab keeps for tests; it trains on none of those.)
-# Comparing texts finds copies, not problems told again: the real flag was made by similarity, not by equality.
 #
-# The real mix has such a case that no rule removes.
+# The usual tool is a run of equal words: a pair is dropped if so many words in a row stand in a test question.
+#
+# **Predict.** How long must a run be to catch the problems with a test's numbers, and no innocent one?
+
+# %%
+steps_tests = {"three-step problems": list(problems.values())}
+innocent = mixing.build("world", cards={"prm": cards["prm"]}).train
+rows = []
+for run in (5, 8, 10, 13):
+    caught = mixing.find_overlap(leaky.train, steps_tests, run)
+    asks = zip(caught, leaky.train["prompt"])
+    known = [bool(reason) for reason, prompt in asks if numbers(prompt) in problems]
+    wrong = sum(map(bool, mixing.find_overlap(innocent, steps_tests, run)))
+    rows.append((run, f"{sum(known)} of {len(known)}", f"{wrong} of {len(innocent)}"))
+columns = ["equal words in a row", "leaked problems caught", "innocent ones caught"]
+runs_table = pd.DataFrame(rows, columns=columns).set_index("equal words in a row")
+runs_table
+
+# %% [markdown]
+# No length does both. Runs find copies, not problems told again with other names, and templates look like copies.
+# The flag of `intel-orca` was made by another measure, the TF-IDF cosine, and its authors wrote it down: that is worth a column.
+#
+# Copies, though, it finds without fail. Name your benchmarks, and `build` drops what they ask (13 words; a shorter question must be asked whole):
+#
+# ```python
+# benchmarks = {"GSM8K": None, "TruthfulQA": None, "MATH-500": None, "mine": "questions.txt"}
+# mixing.build("hub", benchmarks=benchmarks)
+# ```
+
+# %%
+rows = []
+for pair, text in zip(innocent, list(problems.values())[:20]):
+    said = {"role": "user", "content": f"Please help me: {text} Think first."}
+    rows.append({**pair, "prompt": [said]})
+planted = Dataset.from_list(rows, features=innocent.features)
+poisoned = concatenate_datasets([innocent, planted])
+caught = [bool(reason) for reason in mixing.find_overlap(poisoned, steps_tests)]
+print(f"planted copies caught: {sum(caught[-20:])} of 20")
+
+# %% [markdown]
+# The real mix has a case that no search mends.
 # `prm` comes from PRM800K, whose training set includes 4,500 problems of MATH's *test* set:
 # after training on it, only the 500 held-out problems of MATH can be trusted.
 #
-# ## 7. Whose data is it?
+# ## 8. Whose data is it?
 #
 # A mix inherits the terms of every part. The cards know them.
 
@@ -287,7 +429,7 @@ pd.DataFrame(licences).T
 # MIT and Apache 2.0 ask that their notices travel along.
 # The answers come from other models, whose own terms may apply too; the cards' repositories say which.
 #
-# ## 8. How good is a chosen answer?
+# ## 9. How good is a chosen answer?
 #
 # *Chosen* means better than the other one, as one judge saw it. It does not mean good.
 # The lab's verifier decides exactly whether content, manners and ending of an answer are right.
@@ -343,7 +485,7 @@ for name, chosen_cards in (("all rows", everything), ("rules applied", ruled)):
 # %% [markdown]
 # Something, at the price of three rows in ten: a rating is noisy, and it saturates at its top mark.
 #
-# ## 9. How long is an answer?
+# ## 10. How long is an answer?
 #
 # If chosen answers were simply longer, a model could win by rambling. So compare lengths, pair by pair, in tokens of this profile's model.
 
@@ -367,6 +509,11 @@ print(f"prompt and chosen: median {whole.median():.0f}, longest {whole.max()}; "
       f"{cut:.1%} over this profile's max_length {profile.max_length}")  # fmt: skip
 
 # %%
+by_source = whole.groupby(list(sample["source"]))
+tokens = by_source.agg(["size", "median", "max"]).rename_axis("source")
+tokens.rename(columns={"size": "pairs", "median": "median tokens", "max": "longest"})
+
+# %%
 fig, ax = plt.subplots(figsize=(6, 2.8), dpi=90)
 title = f"chosen and rejected differ by {longer.value:+.1f} tokens on average"
 top = int(max(side.quantile(0.99) for side in lengths.values()))
@@ -379,12 +526,18 @@ plt.show()
 #
 # In the lab the rejected answers are longer, surely and by less than a token: length gives little away.
 #
-# ## 10. The counts that do not sum
+# ## 11. The counts that do not sum
 #
 # Back to the real mix. Its card lists how many pairs come from each source; the data say it too.
 
 # %%
-published = pd.DataFrame({name: card.published for name, card in cards.items()}).T
+versions = {version: sources.cards(version=version) for version in ("v1.0", "v1.2")}
+published = pd.DataFrame(
+    {
+        told: {name: card.published[told] for name, card in versions[told[:4]].items()}
+        for told in ("v1.0 card", "v1.2 card", "v1.2 data")
+    }
+)
 published.loc["sum"] = published.sum()
 published.map("{:,}".format)
 
@@ -401,9 +554,88 @@ print("divisible by 9:", (found["sum"] - listed["sum"]) % 9 == 0)
 # It is harmless here, but no reader of the list could see it; a build that asserts its sums would have stopped.
 #
 # Between the two versions a source was exchanged as well: Capybara's 2,882 pairs made way for 7,424 of a larger data set.
-# So "the mix" of the article is not the one that its name gives you today.
+# So "the mix" of the article is not the one that its name gives you today; `mixing.build(version="v1.2")` builds that one.
 #
-# ## 11. Add a source
+# ## 12. What does each source bring?
+#
+# Leave each source out once, train again, and ask the questions of all seven. Eight mixes and three seeds are 24 trainings,
+# so these are recorded: ORPO on the lab's base model, the same number of steps for every mix.
+#
+# **Predict.** Without `math-preference`, what happens to sums? And to questions of another kind?
+
+# %%
+record = records.load("leave_one_out")
+print(records.caption(record))
+asked_by = pd.Series(lab.evaluation["source"])
+bits = {}
+for training in record["runs"]:
+    hits = pd.Series([int(bit) for bit in training["sampled"]["good_bits"]])
+    bits.setdefault(training["name"], []).append(hits)
+good = {name: sum(runs) / len(runs) for name, runs in bits.items()}  # over seeds
+changes = {}
+for source in cards:
+    change = good[f"without {source}"] - good["all sources"]
+    changes[f"{source}: its own"] = evaluation.estimate(change[asked_by == source])
+    changes[f"{source}: the others"] = evaluation.estimate(change[asked_by != source])
+for part in ("content", "manners", "ending"):
+    shares = [training["sampled"][part] for training in record["runs"]]
+    print(f"right {part} in {min(shares):.0%} to {max(shares):.0%}, all 24 trainings")
+
+# %%
+worst = min(changes, key=lambda name: changes[name].value)
+sure = [name for name, change in changes.items() if change.high < 0]
+fig, ax = plt.subplots(figsize=(6, 4), dpi=90)
+title = f"{len(sure)} of {len(changes)} changes are sure losses; the largest: {worst}"
+label = "change of the share of good answers, 95 % interval over prompts"
+plots.estimates(ax, list(changes), list(changes.values()), title, label)
+ax.axvline(0, color="#7f7f7f", lw=1)
+plt.show()
+
+# %% [markdown]
+# *Figure: for each source left out two points with intervals, on its own test questions and on the others'.*
+#
+# Every source is needed for its own questions: all seven intervals lie below zero.
+# Not one is needed for the others': without it their questions are answered as well as before.
+# What all pairs have in common, manners and endings, is learnt from any of them: these are right in about nine of ten answers of every training.
+#
+# So a mix is not a stock that gets better with every pound of pairs; it decides *what* the model learns.
+# (A shorter mix with the same number of steps repeats its pairs more often. n: 60 own and 360 other questions, each the mean of three seeds; answers sampled at temperature 1.)
+#
+# ## 13. Your mix, and its card
+#
+# What you can choose: sources, shares, caps, benchmarks, a seed. The hash of a pair decides which ones a cap keeps, so it is always the same ones.
+
+# %%
+mine = mixing.build(
+    profile.data, without=("toxic",), weights={"prm": 0.5}, caps={"ultrafeedback": 500}
+)
+pd.DataFrame(mine.report).set_index("source").fillna(0).astype(int)
+
+# %% [markdown]
+# Every pair knows where it came from, and code writes the page that a published mix needs: counts, licences, warnings, citations, settings.
+
+# %%
+print({key: mine.train[0][key] for key in ("source", "row", "hash")})
+page = mixing.write_card(mine, "outputs/my_mix", "My preference mix")
+page = page.read_text(encoding="utf-8")
+print(page[page.index("## How it was made") : page.index("## Citation")])
+
+# %% [markdown]
+# How long does that take for the real mix? Recorded, with synthetic rows of the real columns, numbers and lengths:
+
+# %%
+speed = records.load("mix_speed")
+print(records.caption(speed))
+columns = ["rows", "pairs", "parquet_mib", "near_duplicates", "seconds", "peak_gib"]
+table = pd.DataFrame(speed["runs"])
+table["peak_gib"] = [sum(peaks) for peaks in table["peak_gib"]]
+table[columns].round(1)
+
+# %% [markdown]
+# A minute at most for the real mix, in far less than 2 GiB, though the two cores had other work at the time; the search for near repeats costs half of it.
+# From 100,000 to 1,000,000 rows (texts a tenth as long) time grows no faster than rows.
+#
+# ## 14. Add a source
 #
 # A source is a card and its rows. This one is made up, in a temporary folder.
 
@@ -415,7 +647,7 @@ from pathlib import Path
 CARD = """---
 license: cc0-1.0
 course:
-  {source: mine, repo: me/mine, rows: 3, kept: 1, keep: stars >= 4,
+  {source: mine, keep: stars >= 4,
    prompt: {user: question}, chosen: good, rejected: bad}
 ---
 
@@ -447,6 +679,8 @@ total = report.loc["all"]
 share = f"{total['kept'] / total['rows']:.2f} (all rows counted)"
 copied = f"{sum(asked.values())} found"
 retold = f"{text} of {len(leaked)} found"
+copies_found = f"{near.loc[0.8].iloc[0]} of 50 found"
+runs_found = f"{sum(caught[-20:])} of 20 found"
 pd.DataFrame(
     [
         ("rules", "rows kept", share, total["rows"], where),
@@ -454,6 +688,8 @@ pd.DataFrame(
         ("verifier", "rejected with a flaw", flawed["rejected"], len(origin), "world"),
         ("same text", "questions of the tests", copied, len(tests), "world"),
         ("same text", "problems of the tests, retold", retold, len(leaked), "world"),
+        ("MinHash, 0.8", "copies with a word more", copies_found, 50, where),
+        ("13 equal words", "copied test questions", runs_found, 20, "world"),
         ("tokens", "chosen minus rejected", longer, longer.n, where),
     ],
     columns=["method", "metric", "value, 95 % interval", "n", "data"],
@@ -504,8 +740,21 @@ checks.swapped_digits(swapped_digits)
 checks.solution("2.3")
 
 # %% [markdown]
+# **2.4 · 10 min · ●●○** Write `similarity(one, two, run)`: the Jaccard similarity of two texts, that is shared runs of `run` words over runs in either.
+# (Words are what `split()` gives.)
+
+# %%
+similarity = ...
+checks.similarity(similarity)
+
+# %%
+checks.solution("2.4")
+
+# %% [markdown]
 # ## References
 #
 # - The seven sources: each card in `data_cards/` names its repository.
 # - Cui et al. (2023), *UltraFeedback*, arXiv:2310.01377.
+# - Broder (1997), *On the resemblance and containment of documents*: MinHash, here from the library datasketch.
+# - Brown et al. (2020), *Language Models are Few-Shot Learners*, arXiv:2005.14165, appendix C: runs of 13 words.
 # - The mix: `mlabonne/orpo-dpo-mix-40k` on the Hugging Face hub, versions 1.0 (April 2024) and 1.2 (October 2024).
