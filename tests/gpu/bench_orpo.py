@@ -173,13 +173,20 @@ def run_unsloth(options, shape, lengths, scratch):
 # ---- results ----
 
 
-def mean_with_interval(values):
-    """{"mean", "low", "high", "n"}: 95 % by Student's t over rounds, if n > 1."""
-    n, mean = len(values), sum(values) / len(values)
-    if n == 1:
-        return {"mean": mean, "low": None, "high": None, "n": 1}
-    low, high = stats.t.interval(0.95, n - 1, loc=mean, scale=stats.sem(values))
-    return {"mean": mean, "low": float(low), "high": float(high), "n": n}
+def median_with_interval(values):
+    """{"median", "low", "high", "n"} of a figure over rounds.
+
+    A median, because other programs on the machine slow single rounds down at will. The
+    95 % interval lies between two of the sorted values (the binomial distribution says
+    which) and needs six rounds; with fewer, low and high are None.
+    """
+    ordered, n = sorted(values), len(values)
+    middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    low = high = None
+    if n >= 6:
+        outside = int(stats.binom.ppf(0.025, n, 0.5))
+        low, high = ordered[outside - 1], ordered[n - outside]
+    return {"median": middle, "low": low, "high": high, "n": n}
 
 
 def summarise(results, flops_per_second):
@@ -188,24 +195,26 @@ def summarise(results, flops_per_second):
     summary = {}
     for name, rounds in results.items():
         row = {
-            "seconds_per_1000_pairs": mean_with_interval(
+            "seconds_per_1000_pairs": median_with_interval(
                 [1000 * r["seconds"] / r["pairs"] for r in rounds]
             ),
-            "tokens_per_second": mean_with_interval(
+            "tokens_per_second": median_with_interval(
                 [r["tokens"] / r["seconds"] for r in rounds]
             ),
-            "warmup_seconds": mean_with_interval([r["warmup_seconds"] for r in rounds]),
+            "warmup_seconds": median_with_interval(
+                [r["warmup_seconds"] for r in rounds]
+            ),
             "mean_loss": rounds[-1]["mean_loss"],
             "peak_gib": max(r["peak_gib"] or 0 for r in rounds) or None,
         }
         if "flops" in rounds[0]:
-            row["share_of_floor"] = mean_with_interval(
+            row["share_of_floor"] = median_with_interval(
                 [r["flops"] / flops_per_second / r["seconds"] for r in rounds]
             )
         if first is not None:
             # The arms of a round run close together in time, so compare within it.
             for kind in ("seconds", "cpu_seconds"):
-                row[f"times_faster_in_{kind}"] = mean_with_interval(
+                row[f"times_faster_in_{kind}"] = median_with_interval(
                     [
                         (a[kind] / a["pairs"]) / (b[kind] / b["pairs"])
                         for a, b in zip(first, rounds, strict=True)
@@ -219,9 +228,9 @@ def shown(value, digits):
     if value is None:
         return "-"
     if value["low"] is None:
-        return f"{value['mean']:.{digits}f}"
+        return f"{value['median']:.{digits}f}"
     spread = f"{value['low']:.{digits}f}-{value['high']:.{digits}f}"
-    return f"{value['mean']:.{digits}f} [{spread}]"
+    return f"{value['median']:.{digits}f} [{spread}]"
 
 
 def table(record):
@@ -251,10 +260,11 @@ def table(record):
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         for line in lines
     ]
+    rounds = max(map(len, record["rounds"].values()))
     note = (
-        f"{record['shape']} on {record['machine']}, {record['threads']} threads, "
+        f"{record['shape']} on {record['machine']}, {record['threads']} of them for "
         f"torch {record['versions']['torch']}, {record['steps']} steps a round, "
-        f"95 % intervals over rounds"
+        f"medians and 95 % intervals of {rounds} rounds"
     )
     return "\n".join([note, *(line.rstrip() for line in body)])
 

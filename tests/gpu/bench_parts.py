@@ -79,10 +79,10 @@ SHAPES = {
     # The rehearsal of llama3-8b: the same code, small enough for a CPU.
     "tiny": Shape(
         twin="tiny",
-        changes={"max_length": 64, "bf16": False, "optim": "adamw_torch"},
-        scale=16,
-        fast=Levers(token_budget=256, activation_gib=0.01),
-        lean=Levers(token_budget=64, head_tile=16, activation_gib=0),
+        changes={"max_length": 32, "bf16": False, "optim": "adamw_torch"},
+        scale=32,
+        fast=Levers(token_budget=128, activation_gib=0.01),
+        lean=Levers(token_budget=32, head_tile=16, activation_gib=0),
     ),
     "llama3-8b": Shape(
         twin="llama3-8b",

@@ -6,19 +6,17 @@ import bench_orpo
 import bench_parts
 import pytest
 
-FEW = ["--warmup", "1", "--steps", "2", "--pairs", "8"]
-
 
 def test_the_benchmark_runs_from_end_to_end(tmp_path, capsys):
     file = tmp_path / "results" / "tiny.json"
     arms = ["--arms", "stock", "fast", "lean"]
-    arguments = ["--shape", "tiny", "--rounds", "2", *FEW, *arms, "--json", str(file)]
-    record = bench_orpo.main(arguments)
+    few = ["--warmup", "1", "--steps", "1", "--pairs", "8"]
+    record = bench_orpo.main(["--shape", "tiny", *few, *arms, "--json", str(file)])
     assert json.loads(file.read_text()) == json.loads(json.dumps(record))
     assert record["command"].startswith("python tests/gpu/bench_orpo.py --shape tiny")
     assert {"machine", "versions", "lengths", "seed", "threads"} <= record.keys()
     for rounds in record["rounds"].values():
-        assert [r["pairs"] for r in rounds] == [16, 16]  # 2 steps of 2 x 4 pairs
+        assert [r["pairs"] for r in rounds] == [8]  # a step of 2 x 4 pairs
         assert all(r["seconds"] > 0 and r["flops"] > 0 for r in rounds)
     by_arm = record["arms"]
     # The arms saw the same pairs, in the same order, and learned the same.
@@ -26,8 +24,8 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path, capsys):
         assert by_arm[arm]["mean_loss"] == pytest.approx(
             by_arm["stock"]["mean_loss"], rel=1e-5
         )
-    assert by_arm["stock"]["times_faster_in_seconds"]["mean"] == 1
-    assert by_arm["fast"]["seconds_per_1000_pairs"]["n"] == 2
+    assert by_arm["stock"]["times_faster_in_seconds"]["median"] == 1
+    assert by_arm["fast"]["seconds_per_1000_pairs"]["n"] == 1
     shown = capsys.readouterr().out
     assert all(arm in shown for arm in by_arm) and "s per 1,000 pairs" in shown
 
@@ -71,10 +69,12 @@ def test_an_unknown_arm_is_refused_with_the_known_ones():
         bench_orpo.main(["--shape", "tiny", "--arms", "slow"])
 
 
-def test_intervals_need_two_rounds():
-    assert bench_orpo.mean_with_interval([2.0])["low"] is None
-    found = bench_orpo.mean_with_interval([1.0, 2.0, 3.0])
-    # Student's t with two degrees of freedom: 2 +- 4.303 / sqrt(3)
-    assert found["mean"] == 2 and found["high"] == pytest.approx(
-        2 + 4.3027 / 3**0.5, 1e-4
-    )
+def test_the_interval_of_a_median_lies_between_two_values():
+    few = bench_orpo.median_with_interval([2.0, 9.0, 3.0])
+    assert few == {"median": 3.0, "low": None, "high": None, "n": 3}
+    # Of six values the median lies outside all of them with probability 2 / 64.
+    six = bench_orpo.median_with_interval([6.0, 1.0, 5.0, 2.0, 4.0, 3.0])
+    assert six == {"median": 3.5, "low": 1.0, "high": 6.0, "n": 6}
+    # Of twelve the third and the tenth: P(at most two below it) = 79 / 4096 = 0.019.
+    twelve = bench_orpo.median_with_interval([float(i) for i in range(12)])
+    assert (twelve["low"], twelve["high"]) == (2.0, 9.0)
