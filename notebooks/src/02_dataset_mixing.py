@@ -123,7 +123,7 @@ for ax, (name, sides) in zip(axes, ratings.items()):
     top = max(sides["chosen"])
     full = sum(mark == top for mark in sides["chosen"]) / len(sides["chosen"])
     bins = [edge / 2 - 0.25 for edge in range(2, 2 * int(top) + 2)]
-    title = f"{name} (n = {len(sides['chosen']):,}):\n{full:.0%} of the chosen at the top"
+    title = f"{name} (n = {len(sides['chosen']):,}):\n{full:.0%} of the chosen at top"
     plots.two_histograms(ax, sides, bins, title, "mark")
 plt.show()
 
