@@ -23,27 +23,30 @@ def main(folder):
             cls, folder, peft_config=lora(), rows=22, gradient_accumulation_steps=2,
             learning_rate=5e-3, logging_steps=1, max_steps=6, **extra,
         )  # fmt: skip
+        trainer.rows_must_match = True  # as under FSDP; TRL's knows no such thing
         trainer.train()
         result = {
             "weights": {n: p.data for n, p in trained(trainer.model).items()},
             "logs": trainer.state.log_history,
             "rows": getattr(trainer, "rows", []),
+            "passes": getattr(trainer, "passes", []),
         }
         rank = trainer.accelerator.process_index
         torch.save(result, folder / f"{name}-{rank}.pt")
 
 
 class CountingTrainer(PackedORPOTrainer):
-    """Counts the rows of each window."""
+    """Counts the rows of each window, and the rows that run with those of others."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.rows = []
+        self.rows, self.passes = [], []
 
-    def _pack(self, groups):
-        rows = super()._pack(groups)
+    def _idle_rows(self, rows):
+        idle = super()._idle_rows(rows)
         self.rows.append(len(rows))
-        return rows
+        self.passes.append(len(rows) + len(idle))
+        return idle
 
 
 if __name__ == "__main__":

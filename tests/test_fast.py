@@ -412,7 +412,7 @@ def test_data_parallel_in_one_process_is_refused(tmp_path):
 
 
 def test_two_processes_equal_trl(tmp_path):
-    """DDP on the CPU: rows of several backward passes, gradients averaged once."""
+    """DDP on the CPU: several rows a step, a different number in either process."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         "--nproc_per_node=2", str(Path(__file__).parent / "fast_two_processes.py"),
@@ -424,6 +424,8 @@ def test_two_processes_equal_trl(tmp_path):
         torch.load(tmp_path / f"{name}.pt") for name in ("theirs-0", "ours-0", "ours-1")
     )
     assert max(ours["rows"]) > 1 and ours["rows"] != second["rows"]
+    assert ours["passes"] == second["passes"]
+    assert ours["passes"] == [*map(max, ours["rows"], second["rows"])]
     for name, weight in theirs["weights"].items():
         assert torch.equal(ours["weights"][name], second["weights"][name])
         torch.testing.assert_close(ours["weights"][name], weight, rtol=1e-5, atol=1e-7)

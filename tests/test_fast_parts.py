@@ -113,9 +113,8 @@ def test_afterwards_the_model_is_as_it_was(tmp_path):
     copied = copy.deepcopy(model)
     for parameter in copied.parameters():
         parameter.data.zero_()
-    assert (
-        float(copied(ids).logits.abs().max()) == 0
-    )  # it computes with its own weights
+    # the copy computes with its own weights
+    assert not copied(ids).logits.any()
 
 
 def test_a_training_that_fails_leaves_the_model_as_it_was(tmp_path):

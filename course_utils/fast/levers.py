@@ -28,7 +28,8 @@ class Levers:
     activation_gib: GiB that decoder layers may fill with what backward needs. As many
         layers as fit keep it, the others compute it again. None: follow the
         configuration's gradient_checkpointing, all layers or none.
-    deferred_metrics: leave metrics on the device until they are logged.
+    deferred_metrics: leave metrics on the device until they are logged. The Trainer
+        itself still waits at every step unless logging_nan_inf_filter is off.
     """
 
     shared_prefix: bool = True

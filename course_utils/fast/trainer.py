@@ -17,6 +17,7 @@ different micro-batches, and each row can go through forward and backward alone.
 """
 
 import contextlib
+from dataclasses import replace
 
 import torch
 from trl.experimental.orpo import ORPOTrainer
@@ -25,6 +26,7 @@ from course_utils import packing
 from course_utils.fast import attention, head
 from course_utils.fast.layers import DecoderLayers
 from course_utils.fast.levers import Levers, choose_attention, choose_compile
+from course_utils.fast.refusals import require_answers, require_packable
 
 DEFERRED = "deferred"  # value of "window" in a micro-batch that a later one takes along
 
@@ -44,12 +46,12 @@ class PackedORPOTrainer(ORPOTrainer):
     def __init__(self, *args, levers=None, **kwargs):
         self.levers = levers or Levers()
         super().__init__(*args, **kwargs)
-        _require_packable(self.model, self)
+        require_packable(self.model, self)
         for name, dataset in (
             ("train_dataset", self.train_dataset),
             ("eval_dataset", self.eval_dataset),
         ):
-            _require_answers(dataset, name)
+            require_answers(dataset, name)
         self.data_collator = _WithPairs(self.data_collator)
         device = self.args.device
         self.attention, self.attention_reason = choose_attention(
@@ -58,6 +60,7 @@ class PackedORPOTrainer(ORPOTrainer):
         self.compile_layers, self.compile_reason = choose_compile(
             self.levers.compile_layers, self.attention, device
         )
+        self.rows_must_match = self.is_fsdp_enabled
         self._layers = None  # while the model is dressed: its DecoderLayers
         self._attention_before = None
         self._scores = []  # of the rows of the window at work
@@ -89,10 +92,11 @@ class PackedORPOTrainer(ORPOTrainer):
             self.undress()
 
     def evaluation_loop(self, *args, **kwargs):
+        before = self._layers
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
-            if not self.is_in_train:
+            if before is None:
                 self.undress()
 
     # ---- the window of an optimizer step ----
@@ -116,15 +120,17 @@ class PackedORPOTrainer(ORPOTrainer):
                 "with `accelerate launch`, or show one GPU with CUDA_VISIBLE_DEVICES=0."
             )
         rows = self._pack(groups)
+        passes = rows + self._idle_rows(rows)
         loss, self._scores = 0, []
-        for number, row in enumerate(rows):
-            last = number == len(rows) - 1
+        for number, row in enumerate(passes):
+            last = number == len(passes) - 1
             sync = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
             with sync:
                 loss = loss + super().training_step(
                     model, {"row": row}, num_items_in_batch
                 )
-        for metrics in self._metrics(groups, rows, self._scores, prefix=""):
+        scores = self._scores[: len(rows)]
+        for metrics in self._metrics(groups, rows, scores, prefix=""):
             self.store_metrics(metrics, train_eval="train")
         return loss
 
@@ -161,6 +167,20 @@ class PackedORPOTrainer(ORPOTrainer):
             share_prefix=self.levers.shared_prefix,
             multiple=attention.FLEX_BLOCK if self.attention == "flex" else 1,
         )
+
+    def _idle_rows(self, rows):
+        """Rows without weight, up to the largest number of rows of any process.
+
+        Only where processes must pass through the layers equally often (FSDP gathers a
+        layer's weights each time); it costs a synchronisation a step.
+        """
+        if not self.rows_must_match:
+            return []
+        count = torch.tensor(len(rows), device=self.args.device)
+        most = int(self.accelerator.gather(count).max())
+        nothing = torch.zeros_like(rows[-1].nll_weight)
+        idle = replace(rows[-1], nll_weight=nothing, pair_weight=nothing)
+        return [idle] * (most - len(rows))
 
     # ---- one row ----
 
@@ -304,58 +324,3 @@ def _pairs(batch):
 
 def _sides(group):
     return [pair.chosen_ids for pair in group], [pair.rejected_ids for pair in group]
-
-
-def _require_answers(dataset, name, most=5):
-    """ValueError naming the rows of a tokenised dataset whose prompt fills max_length.
-
-    A dataset that can only be iterated is checked batch by batch instead.
-    """
-    if dataset is None or not hasattr(dataset, "select_columns"):
-        return
-    if not hasattr(dataset, "__len__"):
-        return
-    empty = []
-    columns = dataset.select_columns(["chosen_labels", "rejected_labels"])
-    for number, row in enumerate(columns.with_format("numpy")):
-        for labels in row.values():
-            if not (labels[1:] != packing.IGNORED).any():
-                empty.append(number)
-                break
-    if empty:
-        shown = ", ".join(map(str, empty[:most])) + (", ..." if empty[most:] else "")
-        raise ValueError(
-            f"{name}: {len(empty)} of {len(dataset)} rows leave no room for an answer "
-            f"(row {shown}): the prompt alone fills max_length, and TRL would compute "
-            "NaN. Drop them (chat.check_pairs), or raise max_length."
-        )
-
-
-def _require_packable(model, trainer):
-    """ValueError that says why a model or a setup cannot be trained in packed rows."""
-    config = model.config
-    window = getattr(config, "sliding_window", None)
-    peft_config = getattr(model, "active_peft_config", None)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    reasons = {
-        "encoder-decoder models have no common row": trainer.is_encoder_decoder,
-        "the router's auxiliary loss averages over batches": trainer.aux_loss_enabled,
-        "its attention cannot be replaced (no AttentionInterface)": (
-            not getattr(base, "_supports_attention_backend", False)
-        ),
-        f"its sliding window of {window} tokens is shorter than max_length": (
-            window is not None and window < trainer.max_length
-        ),
-        "prompt learning puts tokens of its own before the row": (
-            getattr(peft_config, "is_prompt_learning", False)
-        ),
-        "DeepSpeed counts every backward pass as a micro-batch": (
-            trainer.is_deepspeed_enabled
-        ),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise ValueError(
-                f"{type(base).__name__} cannot be trained in packed rows: {reason}. "
-                "Use TRL's ORPOTrainer."
-            )
