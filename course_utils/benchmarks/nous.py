@@ -102,7 +102,7 @@ DIFFERENCES = (
     "In the old branch the file of tracking_shuffled_objects_three_objects is the file "
     "of logical_deduction_three_objects, byte for byte: the published Bigbench "
     "average counts logical deduction of three objects twice and never tracks three. "
-    "`as_published` below repeats that, the other numbers do not.",
+    "The file's `as_published` repeats that, its other numbers do not.",
     "The old branch had 18 BigBench tasks; today 14 hold the same names, those with "
     "three, five and seven objects together. The rows here are separated by the number "
     "of choices.",

@@ -594,7 +594,7 @@ def after_the_answer(model, pairs):
 import transformers
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-STEPS, BATCH = 32, 8
+STEPS, BATCH = 32, 4
 lab_mix = mixing.build()
 train_pairs = lab_mix.train.select(range(STEPS * BATCH))
 train_pairs = train_pairs.select_columns(["prompt", "chosen", "rejected"])
