@@ -13,6 +13,8 @@ _WARNINGS = (
     "IProgress not found",
     # transformers renames the option; TRL 1.16 still sets it under the old name.
     r".*gradient_checkpointing\w*` is deprecated",
+    # Notebook 03 steps with a paged optimizer on the CPU, and says what that measures.
+    "Paged optimizers are not supported on CPU",
     # True, and the reason why the course pins TRL exactly.
     "You are importing from 'trl.experimental'",
 )

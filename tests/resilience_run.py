@@ -11,11 +11,13 @@ import signal
 import sys
 from pathlib import Path
 
-from conftest import hub  # noqa: F401 - sets the libraries' variables before their import
-from datasets import Dataset
-from peft import LoraConfig
-from tiny_llama import TEXTS, tiny_model, tiny_tokenizer
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from course_utils import profiles
+
+profiles.stay_offline()  # before the libraries read their variables
+from datasets import Dataset  # noqa: E402
+from peft import LoraConfig  # noqa: E402
+from tiny_llama import TEXTS, tiny_model, tiny_tokenizer  # noqa: E402
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 
 STEPS, SAVE_STEPS = 6, 2
 WORDS = " ".join(TEXTS).split()

@@ -3,8 +3,9 @@
 Knows: PyTorch's two attentions, and how transformers hands a mask to a layer. Does not
 know: how rows are made (`packing`).
 
-The function registered here under NAME behaves as transformers' "sdpa" for every call
-that is not a packed row, so that a model may keep it while it generates or is measured.
+The function that `register` puts under NAME behaves as transformers' "sdpa" for every
+call that is not a packed row, so that a model may keep it while it generates or is
+measured.
 """
 
 import torch
@@ -22,6 +23,12 @@ from course_utils import packing
 NAME = "packed_pairs"
 # FlexAttention's mask is made of blocks of this many tokens.
 FLEX_BLOCK = 128
+
+
+def register():
+    """Make NAME known to transformers as an attention; again does no harm."""
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def mask_arguments(row, attention):
@@ -112,7 +119,3 @@ def _flex(query):
     if query.device.type == "cuda" and not torch.compiler.is_compiling():
         return _compiled_flex
     return flex_attention
-
-
-AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

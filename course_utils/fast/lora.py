@@ -9,14 +9,10 @@ added inside the second product, x is kept once and in the precision that comput
 the scaling falls on the r numbers a token between A and B.
 """
 
+import bitsandbytes
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-
-try:
-    import bitsandbytes
-    from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
-except ImportError:  # optional: without it there are no 4-bit layers to fuse
-    bitsandbytes = LoraLinear4bit = None
+from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 
 
 def fused_forward(layer, original_forward):
@@ -29,7 +25,7 @@ def fused_forward(layer, original_forward):
     if type(layer) is not LoraLinear and type(layer) is not LoraLinear4bit:
         return None
     base = layer.base_layer
-    four_bit = bitsandbytes is not None and type(base) is bitsandbytes.nn.Linear4bit
+    four_bit = type(base) is bitsandbytes.nn.Linear4bit
     if not four_bit and type(base) is not torch.nn.Linear:
         return None
     if base.weight.requires_grad or getattr(layer, "fan_in_fan_out", False):

@@ -74,6 +74,7 @@ class PackedORPOTrainer(ORPOTrainer):
             return
         config = self.model.config
         self._attention_before = config._attn_implementation
+        attention.register()
         config._attn_implementation = attention.NAME
         self._layers = DecoderLayers(self.model, self.levers, self.compile_layers)
         self._layers.dress()
