@@ -103,7 +103,10 @@ def load_base(profile):
         dtype=dtype,
         quantization_config=nf4_config(dtype) if profile.nf4 else None,
         attn_implementation=probe_attention()[0],
-        device_map={"": 0} if torch.cuda.is_available() else None,
+        # Of several processes each has a GPU of its own; alone, it is the first.
+        device_map={"": torch.cuda.current_device()}
+        if torch.cuda.is_available()
+        else None,
         use_safetensors=True,
         trust_remote_code=False,  # unset, transformers would ask at the keyboard
     )

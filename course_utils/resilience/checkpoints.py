@@ -107,7 +107,8 @@ def whole_or_nothing(trainer):
     if free < needs:
         raise DiskFull(_no_room(made, needs, free, "nothing was written"))
     # Where an older run left this step, its last file must not vouch for a mixture.
-    (made / "trainer_state.json").unlink(missing_ok=True)
+    if trainer.args.should_save:  # of several processes, the one that writes it
+        (made / "trainer_state.json").unlink(missing_ok=True)
     try:
         yield
     except Exception as error:

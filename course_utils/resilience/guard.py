@@ -5,6 +5,7 @@ but for the one cause that it can see.
 """
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 
@@ -37,7 +38,9 @@ class Guard(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         # GradScaler meets infinite gradients in float16 by itself and skips the step.
         gradients = [
-            p.grad for p in model.parameters() if p.grad is not None and not args.fp16
+            _own_part(p.grad)
+            for p in model.parameters()
+            if p.grad is not None and not args.fp16
         ]
         losses = torch.stack([loss.float() for loss in self._losses])
         norms = torch._foreach_norm(gradients) if gradients else []
@@ -72,6 +75,11 @@ class Guard(TrainerCallback):
             step,
             rows,
         )
+
+
+def _own_part(gradient):
+    """A gradient, or under FSDP this process's part of it."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _rows_of(trainer, batches):
