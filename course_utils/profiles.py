@@ -6,10 +6,12 @@ are, what a run costs (`preflight`).
 
 The variables: COURSE_PROFILE names a profile. COURSE_BASE_MODEL is a local folder with
 a checkpoint, or a hub id "owner/name". COURSE_DATA is a local folder with the sources'
-files, "world" or "hub".
+files, "world" or "hub". COURSE_PAIRS is a number, for a rehearsal: no notebook trains
+on more pairs with the profile's model, or evaluates it on more.
 """
 
 import importlib.resources
+import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -39,6 +41,7 @@ __all__ = [
     "stay_offline",
 ]
 
+MIN_PAIRS = 8  # fewer leave intervals without meaning, and some without items
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -51,7 +54,7 @@ class Profile:
     dtype: name of a torch dtype; nf4: base weights in 4 bit. needs_gib: free memory to
         ask for (GPU memory, or RAM on `cpu`), disk_gib: free disk for the download;
         both with headroom, measured values stand in the notebooks. note: what it is
-        meant for.
+        meant for. pairs: the cap that COURSE_PAIRS sets, or None.
     """
 
     name: str
@@ -74,6 +77,18 @@ class Profile:
     needs_gib: float
     disk_gib: float
     ungated_copy: str | None = None
+    pairs: int | None = None
+
+    def at_most(self, count):
+        """`count` items, or as many as COURSE_PAIRS allows."""
+        return count if self.pairs is None else min(count, self.pairs)
+
+    def steps(self, count):
+        """`count` optimizer steps, or as many as COURSE_PAIRS has pairs for."""
+        if self.pairs is None:
+            return count
+        batch = self.per_device_batch_size * self.gradient_accumulation_steps
+        return min(count, max(1, self.pairs // batch))
 
     @property
     def needs_hub(self):
@@ -201,8 +216,9 @@ def choose(environ=os.environ, hardware=None, offline=None):
     offline: a function that says whether the hub is out of reach; `is_offline` by
         default, called only where a GPU profile would need the hub.
     Returns: Choice(profile, reason).
-    Raises: ValueError for an unknown COURSE_PROFILE; FileNotFoundError for a folder
-        named by COURSE_BASE_MODEL or COURSE_DATA that is not there.
+    Raises: ValueError for an unknown COURSE_PROFILE or an impossible COURSE_PAIRS;
+        FileNotFoundError for a folder named by COURSE_BASE_MODEL or COURSE_DATA that is
+        not there.
     """
     hardware = hardware or probe()
     offline = offline or (lambda: is_offline(environ))
@@ -221,7 +237,8 @@ def choose(environ=os.environ, hardware=None, offline=None):
             "run set COURSE_BASE_MODEL and COURSE_DATA to local folders, or "
             f"COURSE_PROFILE={name} if its cache has both"
         )
-        profile, overrides = profiles["cpu"], []
+        rest = {"COURSE_PAIRS": environ.get("COURSE_PAIRS", "")}
+        profile, overrides = _with_overrides(profiles["cpu"], rest)
     if profile.dtype == "bfloat16" and hardware.cuda and not has_bf16(hardware):
         profile = replace(profile, dtype="float16")
         overrides.append(f"float16, because {hardware.gpu_name} has no bf16")
@@ -246,7 +263,7 @@ def _fitting(hardware):
 
 
 def _with_overrides(profile, environ):
-    """The profile with COURSE_BASE_MODEL and COURSE_DATA applied, and notes on both."""
+    """The profile with the other three variables applied, and a note on each."""
     notes = []
     model = environ.get("COURSE_BASE_MODEL", "").strip()
     if model:
@@ -265,6 +282,8 @@ def _with_overrides(profile, environ):
         base_model = str(folder) if folder.is_dir() else model
         profile = replace(profile, base_model=base_model, ungated_copy=None)
         notes.append("base model from COURSE_BASE_MODEL")
+        if folder.is_dir() and _is_random(folder):
+            notes.append("its weights are RANDOM: this shows time and memory, no skill")
     data = environ.get("COURSE_DATA", "").strip()
     if data:
         folder = Path(data).expanduser()
@@ -276,4 +295,24 @@ def _with_overrides(profile, environ):
         data = data if data in ("world", "hub") else str(folder)
         profile = replace(profile, data=data)
         notes.append("data from COURSE_DATA")
+    pairs = environ.get("COURSE_PAIRS", "").strip()
+    if pairs:
+        if not pairs.isdecimal() or int(pairs) < MIN_PAIRS:
+            raise ValueError(
+                f"COURSE_PAIRS is {pairs!r}; give a whole number of at least "
+                f"{MIN_PAIRS}, or unset it to use all pairs of the profile."
+            )
+        profile = replace(profile, pairs=int(pairs))
+        profile = replace(
+            profile,
+            train_pairs=profile.at_most(profile.train_pairs),
+            eval_pairs=profile.at_most(profile.eval_pairs),
+        )
+        notes.append(f"a rehearsal: {pairs} pairs at most, from COURSE_PAIRS")
     return profile, notes
+
+
+def _is_random(folder):
+    """Does the checkpoint say that it was never trained, as a shape twin does?"""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "random_weights" in config

@@ -113,8 +113,48 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
 
 
 def test_empty_variables_are_as_good_as_none():
-    environ = dict.fromkeys(("COURSE_PROFILE", "COURSE_BASE_MODEL", "COURSE_DATA"), " ")
+    names = ("PROFILE", "BASE_MODEL", "DATA", "PAIRS")
+    environ = {f"COURSE_{name}": " " for name in names}
     assert profiles.choose(environ, CPU).profile == profiles.all_profiles()["cpu"]
+
+
+# ---- a rehearsal ----
+
+
+def test_a_rehearsal_caps_pairs_items_and_steps():
+    l4, reason = profiles.choose({"COURSE_PROFILE": "l4", "COURSE_PAIRS": "20"}, CPU)
+    assert "20 pairs at most" in reason
+    assert (l4.train_pairs, l4.eval_pairs, l4.at_most(105), l4.at_most(6)) == (
+        20, 20, 20, 6
+    )  # fmt: skip
+    assert (l4.steps(124), l4.steps(1)) == (2, 1)  # 8 pairs a step
+
+
+def test_without_it_nothing_is_capped():
+    profile = profiles.choose({}, CPU).profile
+    assert (profile.at_most(10**6), profile.steps(10**6)) == (10**6, 10**6)
+    many = profiles.choose({"COURSE_PAIRS": "100000"}, CPU).profile
+    assert many.train_pairs == profile.train_pairs and many.steps(124) == 124
+
+
+@pytest.mark.parametrize("value", ["7", "0", "-8", "many", "8.5"])
+def test_an_impossible_rehearsal_is_refused(value):
+    with pytest.raises(ValueError, match="COURSE_PAIRS.*at least 8"):
+        profiles.choose({"COURSE_PAIRS": value}, CPU)
+
+
+def test_a_rehearsal_stays_one_where_the_hub_is_out_of_reach():
+    l4 = card("NVIDIA L4", (8, 9), 22.2)
+    choice = profiles.choose({"COURSE_PAIRS": "8"}, l4, offline=lambda: True)
+    assert (choice.profile.name, choice.profile.pairs) == ("cpu", 8)
+    assert "rehearsal" in choice.reason
+
+
+def test_random_weights_are_named_in_the_reason(checkpoint):
+    environ = {"COURSE_BASE_MODEL": str(checkpoint)}
+    assert "RANDOM" not in profiles.choose(environ, CPU).reason
+    (checkpoint / "config.json").write_text('{"random_weights": "drawn"}')
+    assert "RANDOM" in profiles.choose(environ, CPU).reason
 
 
 # ---- the hub ----
