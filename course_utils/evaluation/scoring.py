@@ -40,6 +40,7 @@ class AnswerScores:
     tokens: np.ndarray
 
 
+_LOGITS_BYTES = 2**30  # in float32
 _COLUMNS = (
     "chosen_input_ids",
     "chosen_labels",
@@ -126,13 +127,29 @@ def _score_sequences(model, sequences, pad_token_id, batch_size):
     tokens = np.zeros(len(sequences), dtype=int)
     was_training = model.training
     model.eval()
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
+    for batch in _batches(order, sequences, batch_size, model.config.vocab_size):
         totals[batch], tokens[batch] = _answer_logps(
             model, pad_token_id, [sequences[i] for i in batch]
         )
     model.train(was_training)
     return totals, tokens
+
+
+def _batches(order, sequences, batch_size, vocabulary):
+    """Parts of `order`, shortest sequences first, of at most batch_size sequences.
+
+    With 128,256 tokens the logits of 32 long sequences would not fit a card beside an
+    8B model, so a batch also ends where they could take more than _LOGITS_BYTES.
+    """
+    batch = []
+    for i in order:
+        values = (len(batch) + 1) * len(sequences[i][0]) * vocabulary
+        if batch and (len(batch) == batch_size or 4 * values > _LOGITS_BYTES):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def half_precision(model):

@@ -34,8 +34,8 @@ _LLAMA3 = {
     "bos_token_id": BASE_TOKENS,
     "eos_token_id": BASE_TOKENS + 1,
 }
-# Smaller ones keep the 128,256 ids. All widths are multiples of 32, as bitsandbytes
-# wants them for 4-bit weights on a CPU.
+# Smaller ones keep the 128,256 ids. All widths are multiples of 64, as bitsandbytes
+# wants them for 4-bit weights and bf16 on a CPU.
 _SMALL = {
     "hidden_size": 512,
     "intermediate_size": 1792,
@@ -45,7 +45,7 @@ _SMALL = {
 }
 _TINY = {
     "hidden_size": 64,
-    "intermediate_size": 224,
+    "intermediate_size": 256,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

@@ -115,6 +115,7 @@ for card in cards.values():
 # | `COURSE_PROFILE` | `cpu`, `t4`, `l4`, `a100` | this profile, whatever the machine |
 # | `COURSE_BASE_MODEL` | a folder, or a hub id `owner/name` | this model in the profile's place |
 # | `COURSE_DATA` | a folder, `world` or `hub` | these sources |
+# | `COURSE_PAIRS` | a number from 8 on | a rehearsal: no more pairs to train or to evaluate the profile's model on |
 #
 # Set them before the kernel starts, or with `%env COURSE_PROFILE=cpu` above the setup cell.
 # The reason then says so.
@@ -189,10 +190,10 @@ print(f"odds-ratio term {term.item():.3f}; at equality {equal.item():.3f}")
 # %% [markdown]
 # At equality it is $\log 2 \approx 0.693$.
 # Above that, the model finds the rejected answer likelier; below it, the chosen one.
-# One pair is an anecdote, so here are 105 that no training will see.
+# One pair is an anecdote, so here are pairs that no training will see.
 
 # %%
-held_out = list(mix.evaluation)[:105]
+held_out = list(mix.evaluation)[: profile.at_most(105)]
 scores = evaluation.score_pairs(model, tokenizer, held_out, profile.max_length)
 preferred = evaluation.estimate(scores.preferred)
 terms = evaluation.estimate(
@@ -225,7 +226,7 @@ else:
     print("would judge four answers; needs the small world: COURSE_DATA=world")
 
 # %% [markdown]
-# Half of what this base read in pretraining was false or rude, so it mixes voices.
+# Half of what the lab's base read in pretraining was false or rude, so it mixes voices.
 # How often it is good was measured on 420 held-out prompts, and recorded.
 
 # %%

@@ -363,14 +363,15 @@ if torch.cuda.is_available():  # without a GPU there is nothing to page out of
     optimizers["paged_adamw_8bit"] = bitsandbytes.optim.PagedAdamW8bit
 
 
-def after_50_steps(kind, width=256):
+def after_50_steps(kind, width=512):  # bitsandbytes pages from 100,000 weights on
     """(how far the weights went, bytes a weight of the means)"""
     torch.manual_seed(SEED)
-    matrix = torch.nn.Parameter(torch.randn(width, width))
-    goal = torch.randn(width, width)
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix = torch.nn.Parameter(torch.randn(width, width).to(here))
+    goal = torch.randn(width, width).to(here)
     start, optimizer = matrix.detach().clone(), kind([matrix], lr=1e-3)
     for _ in range(50):
-        noise = torch.randn(width, width)
+        noise = torch.randn(width, width).to(here)
         matrix.grad = matrix.detach() - goal + noise
         optimizer.step()
     once = ("step", "qmap1", "qmap2")  # not for each weight: a counter, two tables
@@ -516,6 +517,9 @@ for name, quant_type in {"FP4": "fp4", profile.dtype: None, "NF4": "nf4"}.items(
     scores[name] = evaluation.score_pairs(
         model, tokenizer, held_out, profile.max_length
     )
+model = None
+gc.collect()
+torch.cuda.empty_cache()
 print("MB of weights:", megabytes)
 
 # %%
@@ -531,9 +535,9 @@ for name in ("NF4", "FP4"):
 print(f"accuracy in {profile.dtype}: {evaluation.estimate(exact.preferred)}")
 
 # %% [markdown]
-# The loss of 9 % in the weights averages out: the log-probs move by thousandths of a nat.
+# The loss of 9 % in the weights averages out: the lab's log-probs move by thousandths of a nat.
 # Square brackets are 95 % intervals over pairs; every pair is compared with itself.
-# This base hardly prefers either answer, so a nudge can turn a pair.
+# The lab's base hardly prefers either answer, so a nudge can turn a pair.
 # Where so few pairs change sides, trust the exact p-value (McNemar) more than the bootstrap interval.
 #
 # ## 8. Chat tokens that are really trained
@@ -694,7 +698,7 @@ print(f"preferred, MLP against attention: {versus}; one seed")
 
 # %% [markdown]
 # The gap is in nats per token, on the same held-out pairs for all three.
-# The MLP's adapter is twice as large as attention's, and one seed at one learning rate decides nothing between close ones.
+# Where the interval of the difference holds 0, this run cannot tell the two halves apart; and the MLP's adapter is twice as large.
 # Thinking Machines found attention alone to lag, even at a higher rank, and the MLP to matter most.
 #
 # In a model like Llama 3 8B the trained token rows cost next to nothing: three rows in two matrices.
@@ -712,8 +716,9 @@ print(f"{rows_trained:,} more trained weights at 8B, {share:.2%} of LoRA's")
 # **Predict.** Someone forces the `l4` profile on a T4. Which dtype should it compute in?
 
 # %%
-cards = {"T4": ((7, 5), 14.7), "L4": ((8, 9), 22.2), "A100": ((8, 0), 39.4)}
-for name, (capability, gib) in cards.items():
+capabilities = {"T4": (7, 5), "L4": (8, 9), "A100": (8, 0)}
+for name, capability in capabilities.items():
+    gib = memory.CARDS_GIB[name]
     card = profiles.Hardware(True, name, capability, gib, cores=8, ram_gib=50)
     wish = {"COURSE_PROFILE": "l4"}
     choice = profiles.choose(environ=wish, hardware=card, offline=lambda: False)

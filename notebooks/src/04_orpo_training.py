@@ -237,10 +237,10 @@ def end_probability(model, pairs):
     """Mean probability of the end token after the chosen answers of `pairs`."""
     values = []
     for pair in pairs:
-        ids = chat.tokenize_pair(tokenizer, pair, 256).chosen_input_ids
-        with torch.no_grad():
+        ids = chat.tokenize_pair(tokenizer, pair, 1024).chosen_input_ids
+        with torch.no_grad(), evaluation.autocast(model):
             logits = model(torch.tensor([ids[:-1]], device=model.device)).logits
-        values.append(float(logits[0, -1].softmax(-1)[ids[-1]]))
+        values.append(float(logits[0, -1].float().softmax(-1)[ids[-1]]))
     value = evaluation.estimate(values)
     return f"{value.value:.2g} [{value.low:.2g}, {value.high:.2g}] (n = {value.n})"
 
@@ -327,6 +327,8 @@ train, dropped = chat.check_pairs(
 )
 test, _ = chat.check_pairs(mix.evaluation, tokenizer, profile.max_length, "drop")
 train = Dataset.from_list(train[: profile.train_pairs])
+STEPS = profile.steps(124)
+shown = test[: profile.at_most(105)]  # on the curves
 print(f"{len(train)} pairs to train, {len(test)} held out, dropped: {dict(dropped)}")
 
 # %%
@@ -362,17 +364,17 @@ config = ORPOConfig(
     learning_rate=profile.learning_rate,
     beta=profile.beta,
     lr_scheduler_type="linear",
-    warmup_steps=10,
+    warmup_steps=min(10, STEPS // 2),
     per_device_train_batch_size=profile.per_device_batch_size,
     gradient_accumulation_steps=profile.gradient_accumulation_steps,
-    max_steps=124,
+    max_steps=STEPS,
     max_length=profile.max_length,
     optim=profile.optim,
     bf16=bf16,
     fp16=profile.dtype == "float16",
     use_cpu=profile.name == "cpu",
     gradient_checkpointing=profile.gradient_checkpointing,
-    logging_steps=5,
+    logging_steps=min(5, STEPS),
     logging_nan_inf_filter=False,  # show NaN instead of hiding it
     save_strategy="no",
     remove_unused_columns=False,
@@ -387,8 +389,8 @@ config = ORPOConfig(
 
 # %%
 curve = evaluation.PreferenceCurve(
-    tokenizer, test[:105], every=31, max_length=profile.max_length,
-    on_point=plots.LiveCurves(f"held out (1 seed, n = {len(test[:105])})"),
+    tokenizer, shown, every=31, max_length=profile.max_length,
+    on_point=plots.LiveCurves(f"held out (1 seed, n = {len(shown)})"),
 )  # fmt: skip
 mended = ORPOTrainer(
     model, config, train_dataset=train, processing_class=tokenizer, peft_config=adapter,
@@ -426,7 +428,7 @@ panels = {
     "rewards/accuracies": ("accuracy in the training batch", "share"),
 }
 for ax, (column, (title, unit)) in zip(axes, panels.items(), strict=True):
-    ax.plot(log.index * 5 + 5, log[column], color="black", lw=1)
+    ax.plot(log["step"], log[column], color="black", lw=1)
     plots.tidy(ax, title, "optimizer step", unit)
 plt.tight_layout()
 plt.show()
@@ -449,7 +451,7 @@ for name in ("base", "mended"):
 print(f"P(end token) after an answer {end_probability(mended.model, test[:35])}")
 
 # %% [markdown]
-# The end token, which the base never expects, is now nearly certain after an answer.
+# On the lab the end token, which the base never expects, is now nearly certain after an answer.
 #
 # Had this very model been measured with the doubled prompt, the figure would have been smaller:
 
@@ -468,17 +470,24 @@ print(f"preference accuracy, twice:   {evaluation.estimate(twice.preferred)}")
 # And the answers themselves, where a program can judge them:
 
 # %%
+asked = prompts[: profile.at_most(len(prompts))]
+
+
+def good_share(name, model, tokenizer):
+    """Sample an answer to each prompt and let the lab's verifier judge it."""
+    written = evaluation.generate(model, tokenizer, asked, 1.0)
+    share = evaluation.estimate(evaluation.verify_generations(asked, written).good)
+    print(f"{name:16s} good, sampled: {share} (n = {share.n})")
+    return share
+
+
 good = {}
 if profile.data == "world":
-    fresh, lab_tokenizer, _ = fresh_lab_model()
-    for name, candidate in {
-        "base": fresh, "article": article.model, "mended": mended.model
-    }.items():  # fmt: skip
-        written = evaluation.generate(candidate, lab_tokenizer, prompts, 1.0)
-        good[name] = evaluation.estimate(
-            evaluation.verify_generations(prompts, written).good
-        )
-        print(f"{name:8s} good, sampled: {good[name]} (n = {len(prompts)})")
+    _, lab_tokenizer, _ = fresh_lab_model()
+    with mended.model.disable_adapter():
+        good["base"] = good_share("base", mended.model, tokenizer)
+    good_share("article, the lab", article.model, lab_tokenizer)
+    good["mended"] = good_share("mended", mended.model, tokenizer)
 else:
     print("Only the lab's answers can be judged by program; recorded there:")
     print(lab.summary(["base, Llama 3 chat", "LoRA LR 0.003, β 0.5"]).to_string())
@@ -576,7 +585,7 @@ rows = [
         "preference accuracy": str(evaluation.estimate(scores[name].preferred)),
         "n pairs": len(test),
         "good, sampled": str(good.get(name, "not judged")),
-        "n answers": len(prompts) if good else 0,
+        "n answers": len(asked) if good else 0,
         "seeds": 1,
         "profile": profile.name,
     }
@@ -595,8 +604,8 @@ article_end = lab.over_seeds(
 )[0]
 print(
     f"Finding: preference accuracy {before.value:.2f} at the start, "
-    f"{article_end.value:.2f} with the article's settings, {after} with the mended "
-    f"ones (n = {after.n})"
+    f"{article_end.value:.2f} with the article's settings on the lab, {after} with "
+    f"the mended ones (n = {after.n})"
 )
 
 # %% [markdown]
