@@ -1,7 +1,6 @@
 """`python -m course_utils.train`, alone or under `accelerate launch`."""
 
 import contextlib
-import dataclasses
 import os
 import shlex
 import sys
@@ -43,7 +42,7 @@ def main(arguments=None):
 
 def _train(asked, rank):
     try:
-        profile, reason = _profile(asked)
+        profile, reason = options.choose_profile(asked)
         print(f"profile {profile.name}: {reason}", flush=True)
         # Variables that the libraries read when they are imported.
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -64,21 +63,6 @@ def _train(asked, rank):
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
-
-
-def _profile(asked):
-    environ = dict(os.environ)
-    if asked.profile:
-        environ["COURSE_PROFILE"] = asked.profile
-    choice = profiles.choose(environ)
-    profile = choice.profile
-    if asked.sixteen_bit:
-        profile = dataclasses.replace(profile, nf4=False)
-    if asked.profile:
-        reason = choice.reason.replace("COURSE_PROFILE", "--profile", 1)
-    else:
-        reason = choice.reason
-    return profile, reason
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ Knows: the command line. Does not know: what is done with it (`run`).
 """
 
 import argparse
+import os
+from dataclasses import replace
 from pathlib import Path
 
-from course_utils.profiles import all_profiles
+from course_utils import profiles
 
 CONFIGS = ("ddp", "fsdp")
 
@@ -26,7 +28,7 @@ def parse(arguments=None):
         "--profile a100 --output DIR",
     )
     add = parser.add_argument
-    add("--profile", choices=list(all_profiles()), help="default: by hardware")
+    add("--profile", choices=list(profiles.all_profiles()), help="default: by hardware")
     add("--output", type=Path, help="folder for adapter, checkpoints and run.json")
     add("--resume", action="store_true", help="go on from the last whole checkpoint")
     add("--config-path", choices=CONFIGS, help="print accelerate's config, and end")
@@ -79,6 +81,26 @@ def parse(arguments=None):
     if options.trainer == "stock" and levers != (None, None):
         parser.error("--token-budget and --activation-gib are the fast trainer's")
     return options
+
+
+def choose_profile(options):
+    """profiles.Choice: the profile for this machine, changed as the options say."""
+    environ = dict(os.environ)
+    if options.profile:
+        environ["COURSE_PROFILE"] = options.profile
+    if options.pairs_file:
+        if not options.pairs_file.is_file():
+            raise FileNotFoundError(f"There is no file {options.pairs_file}.")
+        environ["COURSE_DATA"] = str(options.pairs_file.parent)
+    profile, reason = profiles.choose(environ)
+    if options.profile:
+        reason = reason.replace("COURSE_PROFILE", "--profile", 1)
+    if options.pairs_file:
+        profile = replace(profile, data=str(options.pairs_file))
+        reason = reason.replace("COURSE_DATA", "--pairs-file", 1)
+    if options.sixteen_bit:
+        profile = replace(profile, nf4=False)
+    return profiles.Choice(profile, reason)
 
 
 def _positive(text):

@@ -10,7 +10,6 @@ happens on the main process, and the others are told.
 import json
 import os
 import time
-from pathlib import Path
 
 import torch
 import transformers
@@ -149,7 +148,7 @@ def prepare(options, profile):
 
 
 def configuration(options, profile, shares):
-    """The ORPOConfig, that of notebook 04; its steps are set once the pairs are read."""
+    """The ORPOConfig of notebook 04; its steps are set once the pairs are read."""
 
     def chosen(name):
         value = getattr(options, name)
