@@ -19,7 +19,7 @@ import jupytext
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course_utils import places
+from course_utils import on_gpu, places
 
 # What a machine writes about itself (display names, patch versions) would change from
 # one author to the next; GitHub and Jupyter need no more than this.
@@ -121,7 +121,7 @@ def fills(name, record):
     """The value of every placeholder in notebook `name`, whose run gave `record`."""
     return {
         "badge": colab_badge(name),
-        "recorded": recorded_sentence(record),
+        "recorded": recorded_sentence(record) + on_gpu.clause(name, on_gpu.load()),
         "repository": places.repository(),
     }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 
-from course_utils import notebooks
+from course_utils import notebooks, on_gpu
 
 # JupyterLab's own look, without its three scripts from the web.
 TEMPLATE = r"""
@@ -138,10 +138,16 @@ def write_index(rows, index):
 
 
 def readme_map(paths):
-    """The README's table of the notebooks at `paths`, from their own records."""
+    """The README's table of the notebooks at `paths`, from their own records.
+
+    Where a run of them on a GPU was recorded, more columns show it.
+    """
+    gpu = {row["notebook"]: row for row in on_gpu.table(on_gpu.load())}
+    columns = [name for name in next(iter(gpu.values()), {}) if name != "notebook"]
+    more = "".join(f" {column} |" for column in columns)
     lines = [
-        "| | question | minutes | memory | |",
-        "|---|---|---|---|---|",
+        f"| | question | minutes | memory |{more} |",
+        f"|---|---|---|---|{'---|' * len(columns)}---|",
     ]
     for path in paths:
         notebook = notebooks.read(path)
@@ -152,7 +158,9 @@ def readme_map(paths):
         memory = f"{record['peak_memory_gib']:.1f} GiB" if record else "–"
         link = f"[{number}](notebooks/{path.name})"
         badge = notebooks.colab_badge(path.stem)
-        lines.append(f"| {link} | {question} | {minutes} | {memory} | {badge} |")
+        row = gpu.get(number, {})
+        cells = "".join(f" {row.get(column, '–')} |" for column in columns)
+        lines.append(f"| {link} | {question} | {minutes} | {memory} |{cells} {badge} |")
     return "\n".join(lines)
 
 

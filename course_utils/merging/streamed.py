@@ -85,23 +85,24 @@ def merged_tensor(name, weight, adapter, nf4):
         quantised, with double quantisation?
     Returns: a CPU tensor of the same dtype. Raises: ValueError if it is not finite.
     """
-    merged = weight
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    merged = weight.to(place)
     if nf4 and name.endswith(tuple(f".{layer}.weight" for layer in LINEAR_LAYERS)):
-        place = weight.cuda() if torch.cuda.is_available() else weight
         merged = bnb.dequantize_4bit(
-            *bnb.quantize_4bit(place, blocksize=64, compress_statistics=True,
+            *bnb.quantize_4bit(merged, blocksize=64, compress_statistics=True,
                                quant_type="nf4")
-        ).cpu()  # fmt: skip
+        )  # fmt: skip
     if name in adapter.updates:
-        low, high = (half.float() for half in adapter.updates[name])
+        low, high = (half.to(place).float() for half in adapter.updates[name])
         update = (high @ low) * adapter.scale
         merged = update.add_(merged).to(weight.dtype)
     if name in adapter.rows:
         ids, rows = adapter.rows[name]
-        merged = merged.index_copy(0, torch.tensor(ids), rows.to(weight.dtype))
+        rows, ids = rows.to(place, weight.dtype), torch.tensor(ids, device=place)
+        merged = merged.index_copy(0, ids, rows)
     if not bool(merged.isfinite().all()):
         raise ValueError(f"{name} is not finite once merged: look at the training.")
-    return merged
+    return merged.cpu()
 
 
 def merge(base, adapter, folder, tokenizer, nf4=True, dtype=torch.bfloat16):

@@ -262,6 +262,18 @@ minutes
 # %% [markdown]
 # Recorded where the outputs that you see were made; another machine takes longer or shorter.
 #
+# And on a GPU? All of them were rehearsed there with random weights in Llama 3 8B's shape: that shows that they run, how long, and in how much memory.
+
+# %%
+from course_utils import on_gpu
+
+rehearsed = on_gpu.load()
+print(on_gpu.caption(rehearsed))
+pd.DataFrame(on_gpu.table(rehearsed)).style.hide() if rehearsed else None
+
+# %% [markdown]
+# A real run takes as much longer as it has more pairs; notebook 07 times a step of it.
+#
 # ## Recap
 
 # %%

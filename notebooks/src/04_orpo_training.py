@@ -372,7 +372,7 @@ config = ORPOConfig(
     optim=profile.optim,
     bf16=bf16,
     fp16=profile.dtype == "float16",
-    use_cpu=profile.name == "cpu",
+    use_cpu=not torch.cuda.is_available(),
     gradient_checkpointing=profile.gradient_checkpointing,
     logging_steps=min(5, STEPS),
     logging_nan_inf_filter=False,  # show NaN instead of hiding it

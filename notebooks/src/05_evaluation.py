@@ -120,7 +120,7 @@ config = ORPOConfig(
     gradient_accumulation_steps=profile.gradient_accumulation_steps,
     gradient_checkpointing=profile.gradient_checkpointing,
     bf16=profile.dtype == "bfloat16", fp16=profile.dtype == "float16",
-    use_cpu=profile.name == "cpu", output_dir="outputs/05", save_strategy="no",
+    use_cpu=not torch.cuda.is_available(), output_dir="outputs/05", save_strategy="no",
     logging_nan_inf_filter=False, remove_unused_columns=False, report_to="none",
     disable_tqdm=True,
 )  # fmt: skip
@@ -676,7 +676,8 @@ rows = [
     recap("ten pairs", "gain to 0.6 seen", f"{1 - missed[10]:.0%}", 10, "–",
           "misses it more than one time in three"),
     recap("base", ranked, evaluation.estimate(base["pairs"].preferred), size),
-    recap(f"ORPO, {STEPS} steps", ranked, evaluation.estimate(orpo["pairs"].preferred), size),
+    recap(f"ORPO, {STEPS} steps", ranked, evaluation.estimate(orpo["pairs"].preferred),
+          size),
     recap("ORPO − base, paired", ranked, comparison, size),
     recap("ORPO, plain → chat", "lm-eval acc", template, template.difference.n),
 ]  # fmt: skip
@@ -695,7 +696,8 @@ pd.DataFrame(rows).assign(profile=profile.name).set_index(["method", "metric"])
 gain, shift = comparison.difference, template.difference
 ratio = saved["good, greedy"].mean()
 print(
-    f"Finding: {STEPS} steps gain {gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}] in "
+    f"Finding: {STEPS} steps gain {gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    " in "
     f"preference accuracy (n = {gain.n}, 1 seed); the chat format alone moves the same "
     f"model's lm-eval acc by {shift.value:+.2f} [{shift.low:+.2f}, {shift.high:+.2f}] "
     f"(n = {shift.n}); pairing is worth {ratio:.1f} times the pairs in a close contest"
