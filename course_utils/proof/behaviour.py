@@ -140,10 +140,11 @@ def compare(observation, model):
 
 def distance(reference, other, end):
     """Distance between two Behaviours along the same reference's answers."""
+    place = "cuda" if torch.cuda.is_available() else "cpu"
     kl, tokens, same, largest, stops = [], [], [], [], []
     alike = zip(reference.answers, reference.logits, other.logits, strict=True)
     for answer, p, q in alike:
-        p, q = p.double(), q.double()
+        p, q = p.to(place).double(), q.to(place).double()
         log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
         kl.append(float((log_p.exp() * (log_p - log_q)).sum()))
         same.append(int((p.argmax(-1) == q.argmax(-1)).sum()))
