@@ -4,9 +4,11 @@ Knows: transformers' decoder layers, memory. Does not know: rows, losses.
 """
 
 import torch
+from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from course_utils.fast.graphs import draws
 from course_utils.fast.lora import fused_forward
 
 GIB = 2**30
@@ -62,6 +64,14 @@ class DecoderLayers:
         self._compile = compile_layers
         self._bytes_per_token = None  # of one layer; measured at the first row
         self._keeping = len(self.layers)
+        # Without dropout nothing is drawn that a second forward would have to repeat.
+        self._draws = draws(model)
+        # The compiler keeps whatever enters a matrix product of the backward pass, such
+        # as the widest tensor of a layer, silu(gate) * up; made again from what is kept
+        # anyway, without any product, it costs next to nothing.
+        self._settings = functorch_config.patch(
+            ban_recompute_materialized_backward=False
+        )
         self.running = False
 
     def dress(self):
@@ -77,6 +87,7 @@ class DecoderLayers:
         for number, layer in enumerate(self.layers):
             layer.gradient_checkpointing = False
             layer.forward = self._dispatch(number, layer.forward)
+        self._settings.__enter__()
 
     def _fuse(self, module):
         forward = fused_forward(module, module.forward)
@@ -86,6 +97,7 @@ class DecoderLayers:
 
     def undress(self):
         """Leave all modules as they were before `dress`."""
+        self._settings.__exit__(None, None, None)
         for module, forward, checkpointed in reversed(self._before):
             if forward is None:
                 del module.forward
@@ -110,6 +122,10 @@ class DecoderLayers:
     def _dispatch(self, number, original):
         packed = original
         if self._compile:
+            # DDP's optimizer would cut each layer's graph at the borders of gradient
+            # buckets. With a graph a layer there is nothing to gain by that, and
+            # FlexAttention's inner graphs cannot be cut.
+            torch._dynamo.config.optimize_ddp = False
             backend = self._compile if isinstance(self._compile, str) else "inductor"
             packed = torch.compile(original, backend=backend)
 
@@ -120,7 +136,14 @@ class DecoderLayers:
                 if number == 0 and self._must_measure():
                     return self._measure(packed, hidden, *args, **kwargs)
                 return packed(hidden, *args, **kwargs)
-            return checkpoint(packed, hidden, *args, use_reentrant=False, **kwargs)
+            return checkpoint(
+                packed,
+                hidden,
+                *args,
+                use_reentrant=False,
+                preserve_rng_state=self._draws,
+                **kwargs,
+            )
 
         return forward
 
