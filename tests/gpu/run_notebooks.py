@@ -13,17 +13,19 @@ Knows: processes, the order of runs, the record. Does not know: what a notebook 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -34,7 +36,6 @@ CAPS_GIB = {"l4": 22.0, "a100": 39.4}  # what such a card shows
 SHARE_GIB = {"l4": 23.0, "a100": 27.0}
 NO_GPU = ("01", "02")  # these use the lab's model, or none
 LONGEST_FIRST = ("06", "05", "03", "04", "07", "01", "02", "00")
-LIMIT_MINUTES = 9
 TRACEBACK_LINES = 40
 OUT_OF_MEMORY = """
 import torch
@@ -176,12 +177,28 @@ def launch(run, options, scratch, fraction, allocator):
             env=environment(options, run.profile, fraction, allocator),
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that a kernel that hangs ends with it
         )
+
+
+def stop(running, why):
+    """End the processes of these runs, kernels included."""
+    for run in running:
+        if run.process.poll() is None:
+            run.killed = why
+            # A kernel leads a session of its own, so no signal to the group reaches it.
+            family = psutil.Process(run.process.pid).children(recursive=True)
+            run.process.kill()
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            run.process.wait()
 
 
 def collect(run):
     """The finished run as an entry of the record; its folder is removed."""
+    if run.process is None:
+        run.result = {"ok": False, "error": run.killed, "minutes": 0.0, "traceback": []}
+        return entry_of(run)
     out = run.folder / "result.json"
     took = round((time.perf_counter() - run.start) / 60, 2)
     if out.is_file() and not run.killed:
@@ -195,8 +212,12 @@ def collect(run):
         result["traceback"] = log.splitlines()[-TRACEBACK_LINES:]
     shutil.rmtree(run.folder, ignore_errors=True)
     run.result = result
-    shown = {k: v for k, v in result.items() if k not in ("traceback", "code")}
-    shown.pop("finding", None)  # of random weights
+    return entry_of(run)
+
+
+def entry_of(run):
+    hidden = ("traceback", "code", "finding")  # a finding of random weights is none
+    shown = {k: v for k, v in run.result.items() if k not in hidden}
     return {
         "notebook": run.text.stem,
         "profile": run.profile,
@@ -228,8 +249,6 @@ def tell(run):
 
 def measure_driver(running):
     """Note what the driver says that each run's processes hold on the card now."""
-    import psutil
-
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory"]
     try:
         said = subprocess.run(
@@ -258,7 +277,16 @@ def measure_driver(running):
 def run_all(runs, options, total, allocator, scratch, finished):
     """Run them all, several at a time; `finished(entry)` is called after each."""
     waiting, running, last = list(runs), [], 0.0
+    end = time.perf_counter() + 60 * options.limit
     while waiting or running:
+        if time.perf_counter() > end:
+            stop(running, f"stopped after {options.limit:g} minutes,")
+            for run in waiting:
+                run.killed = f"not begun within {options.limit:g} minutes"
+                entry = collect(run)
+                tell(run)
+                finished(entry)
+            waiting = []
         used = sum(run.share for run in running)
         for run in list(waiting):
             fits = not running or used + run.share <= total
@@ -275,11 +303,6 @@ def run_all(runs, options, total, allocator, scratch, finished):
             measure_driver(running)
             last = time.perf_counter()
         for run in list(running):
-            late = time.perf_counter() - run.start > 60 * options.limit
-            if late and run.process.poll() is None:
-                run.killed = f"stopped after {options.limit:g} minutes,"
-                os.killpg(run.process.pid, signal.SIGKILL)
-                run.process.wait()
             if run.process.poll() is not None:
                 running.remove(run)
                 entry = collect(run)
@@ -301,7 +324,7 @@ def main(arguments=None):
     parser.add_argument("--only", nargs="+", default=[], metavar="NN")
     parser.add_argument("--jobs", type=int, default=6, help="notebooks at a time")
     parser.add_argument("--pairs", type=int, default=16, help="COURSE_PAIRS")
-    parser.add_argument("--limit", type=float, default=LIMIT_MINUTES, metavar="MINUTES")
+    parser.add_argument("--limit", type=float, default=60, help="minutes for all")
     parser.add_argument("--out", type=Path, help="the record; by default the course's")
     parser.add_argument("--add", action="store_true", help="keep the record's others")
     parser.add_argument("--keep", type=Path, help="folder for the executed notebooks")

@@ -1,9 +1,11 @@
 """The runner of the notebooks on a GPU, rehearsed without one; and its record."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import notebook_meter
+import psutil
 import pytest
 import run_notebooks
 
@@ -82,10 +84,18 @@ def test_what_broke_is_recorded_and_the_others_run(base, tmp_path, course_of, ca
 
 
 def test_a_notebook_that_hangs_is_stopped_and_said_where(base, tmp_path, course_of):
-    course_of({"01_hangs": "x = 1\n\n# %%\nimport time\ntime.sleep(60)"})
-    status, record = rehearse(base, tmp_path / "r.json", "--limit", "0.15")
-    [run] = record["runs"]
-    assert status == 1 and "stopped after 0.15 minutes, after 2 of 4" in run["error"]
+    pid = tmp_path / "pid"
+    hang = f"import os, time\nprint(os.getpid(), file=open({str(pid)!r}, 'w'))\n"
+    hang += "time.sleep(300)"
+    course_of({"01_hangs": f"x = 1\n\n# %%\n{hang}", "02_waits": "x = 2"})
+    options = ("--limit", "0.2", "--jobs", "1")
+    status, record = rehearse(base, tmp_path / "r.json", *options)
+    hung, waited = record["runs"]
+    assert status == 1 and not waited["ok"]
+    assert "stopped after 0.2 minutes, after 2 of 4 code cells" in hung["error"]
+    assert "not begun" in waited["error"]
+    with contextlib.suppress(psutil.NoSuchProcess):  # the kernel went with it
+        assert psutil.Process(int(pid.read_text())).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_second_run_can_mend_the_record(base, tmp_path, course_of):
