@@ -12,7 +12,7 @@ position whose hidden state predicts it. A *group* is a micro-batch as the data 
 made it, a *window* all groups of one optimizer step.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -139,7 +139,18 @@ class PackedRow:
     nll_weight: (P,) float64, 1 / (NLL's tokens in the pair's group).
     pair_weight: (P,) float64, 1 / (pairs in the pair's group).
     window_index: (P,) int64, the pair's place in its window.
-    lengths: P ints, tokens of each pair; padding not counted.
+    lengths: tokens of each pair, one int for each real one; padding not counted.
+
+    For attention without masks a row is cut into S sequences, two for each pair and one
+    for the padding: `[prefix | chosen rest]` and `[rejected rest]`, whose queries read
+    the keys of the prefix and their own.
+
+    cu_queries, cu_keys: (S + 1,) int32, where sequences begin among queries (the row's
+        tokens in their order) and among keys.
+    key_tokens: (K,) int64 into T, the tokens in the order of the keys.
+    key_first, key_second: (T,) int64 into K, where a token's key stands; the second is
+        -1 outside prefixes.
+    longest: int, tokens of the longest sequence of keys.
     """
 
     input_ids: torch.Tensor
@@ -155,28 +166,41 @@ class PackedRow:
     nll_weight: torch.Tensor
     pair_weight: torch.Tensor
     window_index: torch.Tensor
+    cu_queries: torch.Tensor
+    cu_keys: torch.Tensor
+    key_tokens: torch.Tensor
+    key_first: torch.Tensor
+    key_second: torch.Tensor
     lengths: tuple
+    longest: int
 
     def on(self, device):
         """The row on a device; to a GPU the copies do not wait for it."""
+        if self.input_ids.device.type == device.type:
+            return self
 
         def move(tensor):
             if device.type == "cuda":
                 tensor = tensor.pin_memory()
             return tensor.to(device, non_blocking=True)
 
+        return replace(self, **{k: move(v) for k, v in self.tensors().items()})
+
+    def tensors(self):
+        """{field: tensor}"""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PackedRow(
-            **{k: move(v) if torch.is_tensor(v) else v for k, v in values.items()}
-        )
+        return {name: v for name, v in values.items() if torch.is_tensor(v)}
 
 
-def pack_window(groups, budget, share_prefix=True, multiple=1):
+def pack_window(groups, budget, share_prefix=True, multiple=1, slots=None):
     """All pairs of an optimizer step in rows of at most `budget` tokens.
 
     groups: list of micro-batches, each a list of Pairs. Weights stay those of the
         groups, so that the step sees what it would see without packing.
     multiple: rows are padded to a multiple of this many tokens.
+    slots: pairs are padded to a multiple of this many, with copies of a row's first
+        pair that weigh nothing, targets and keys to what T tokens can have at most; so
+        that rows of equally many tokens have equal shapes. None: nothing is padded.
     Returns: list of PackedRow.
     """
     pairs = [pair for group in groups for pair in group]
@@ -193,8 +217,12 @@ def pack_window(groups, budget, share_prefix=True, multiple=1):
         row["nll_weight"] = np.array([nll_weight[i] for i in members])
         row["pair_weight"] = np.array([pair_weight[i] for i in members])
         row["window_index"] = np.array(members)
+        if slots is not None:
+            row = _in_fixed_shapes(row, slots)
+        longest = int(np.diff(row["cu_keys"]).max())
         tensors = {key: torch.from_numpy(value) for key, value in row.items()}
-        rows.append(PackedRow(lengths=tuple(lengths[i] for i in members), **tensors))
+        tokens = tuple(lengths[i] for i in members)
+        rows.append(PackedRow(lengths=tokens, longest=longest, **tensors))
     return rows
 
 
@@ -203,9 +231,10 @@ def lay_out(pairs, share_prefix=True, multiple=1):
 
     Returns: dict of numpy arrays.
     """
-    parts, members, start, first_target = [], [], 0, 0
+    parts, members, sizes, start, first_target = [], [], [], 0, 0
     for number, pair in enumerate(pairs):
-        part, member = _lay_out_pair(pair, share_prefix)
+        part, member, size = _lay_out_pair(pair, share_prefix)
+        sizes.append(size)
         part["document"] = np.full(len(part["input_ids"]), number)
         part["sources"] = part["sources"] + start
         parts.append(part)
@@ -224,6 +253,65 @@ def lay_out(pairs, share_prefix=True, multiple=1):
         row[key] = np.zeros((len(pairs), first_target), dtype=bool)
         for number, (at, member) in enumerate(members):
             row[key][number, at : at + len(member[key])] = member[key]
+    return row | _key_order(sizes, padding)
+
+
+def _key_order(sizes, padding):
+    """Which keys each sequence reads: cu_queries ... key_second of PackedRow.
+
+    sizes: (prefix, chosen rest, rejected rest) of each pair.
+    """
+    queries, keys, key_tokens, start = [], [], [], 0
+    for prefix, chosen, rejected in [*sizes, (padding, 0, 0)]:
+        whole = np.arange(start, start + prefix + chosen)
+        branch = start + len(whole) + np.arange(rejected)
+        read = np.concatenate([whole[:prefix], branch]) if rejected else branch
+        queries += [len(whole), rejected]
+        keys += [len(whole), len(read)]
+        key_tokens += [whole, read]
+        start += len(whole) + rejected
+    # The padding is one sequence, not two.
+    queries.pop(), keys.pop(), key_tokens.pop()
+    key_tokens = np.concatenate(key_tokens)
+    order = np.arange(len(key_tokens))
+    first = np.full(start, len(order))
+    np.minimum.at(first, key_tokens, order)
+    second = np.full(start, -1)
+    again = first[key_tokens] != order
+    second[key_tokens[again]] = order[again]
+    return {
+        "cu_queries": np.cumsum([0, *queries], dtype=np.int32),
+        "cu_keys": np.cumsum([0, *keys], dtype=np.int32),
+        "key_tokens": key_tokens,
+        "key_first": first,
+        "key_second": second,
+    }
+
+
+def _in_fixed_shapes(row, slots):
+    """The arrays of a row, padded as pack_window says."""
+    tokens = row["input_ids"].shape[1]
+    pairs = len(row["window_index"])
+    more = -pairs % slots
+    row = dict(row)
+    for key in ("sources", "targets"):
+        row[key] = np.pad(row[key], (0, tokens - len(row[key])))
+    for key in ("in_chosen", "in_rejected", "chosen_answer", "rejected_answer"):
+        wide = np.pad(row[key], ((0, 0), (0, tokens - row[key].shape[1])))
+        # Copies, since the mean over an answer of no tokens is no number.
+        row[key] = np.concatenate([wide, np.repeat(wide[:1], more, axis=0)])
+    for key in ("nll_weight", "pair_weight"):
+        row[key] = np.pad(row[key], (0, more))
+    row["window_index"] = np.pad(row["window_index"], (0, more))
+    for key in ("cu_queries", "cu_keys"):
+        # Sequences of no tokens, before the padding's.
+        ends = row[key]
+        row[key] = np.concatenate(
+            [ends[:-1], np.repeat(ends[-2:-1], 2 * more), ends[-1:]]
+        )
+    row["key_tokens"] = np.pad(
+        row["key_tokens"], (0, 2 * tokens - len(row["key_tokens"]))
+    )
     return row
 
 
@@ -262,7 +350,7 @@ def _lay_out_pair(pair, share_prefix):
         "chosen_answer": chosen_side(pair.chosen_scored),
         "rejected_answer": rejected_side(pair.rejected_scored),
     }
-    return part, members
+    return part, members, (prefix, len(chosen) - prefix, rest)
 
 
 def visible(document, branch):

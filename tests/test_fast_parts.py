@@ -1,10 +1,12 @@
 """The fast trainer's parts: head, LoRA, layers, attention, levers."""
 
 import copy
+import itertools
 import random
 
 import pytest
 import torch
+from datasets import Dataset
 from fast_harness import (
     assert_same_window,
     lora,
@@ -12,6 +14,7 @@ from fast_harness import (
     make_trainer,
     random_feature,
     run_window,
+    text_rows,
     tokenizer,
     trained,
 )
@@ -21,7 +24,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl.experimental.orpo import ORPOTrainer
 
 from course_utils import packing
-from course_utils.fast import Levers, PackedORPOTrainer, attention, head, layers, levers
+from course_utils.fast import (
+    Levers,
+    PackedORPOTrainer,
+    attention,
+    graphs,
+    head,
+    layers,
+    levers,
+)
 from course_utils.fast.lora import fused_forward
 
 CPU = torch.device("cpu")
@@ -247,6 +258,101 @@ def test_compiled_layers_equal_trl_with_one_graph(tmp_path, flex_on_cpu, gib):
     assert not counters["graph_break"]
 
 
+def flash_by_hand(query, key, value, cu_queries, cu_keys, longest, scaling):
+    """attention.flash_attention as its documentation has it, one sequence a time."""
+    groups = query.shape[1] // key.shape[1]
+    out = []
+    starts = zip(cu_queries.tolist(), cu_keys.tolist(), strict=True)
+    for (q0, k0), (q1, k1) in itertools.pairwise(starts):
+        assert k1 - k0 <= longest
+        q, k, v = query[q0:q1], key[k0:k1], value[k0:k1]
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        # aligned at the end: the last query sees every key
+        sees = torch.ones(len(q), len(k)).tril(len(k) - len(q)).bool()
+        out.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                *(tensor.transpose(0, 1) for tensor in (q, k, v)), sees, scale=scaling
+            ).transpose(0, 1)
+        )
+    return torch.cat(out)
+
+
+class Replayed:
+    """In place of graphs.CudaGraph: a recorded function runs when it is replayed."""
+
+    made = 0
+
+    def __init__(self, function, beside=None):
+        assert beside is None or isinstance(beside, Replayed)
+        Replayed.made += 1
+        self.function = function
+
+    def replay(self):
+        self.result = self.function()
+
+
+@pytest.fixture
+def flash_on_cpu(monkeypatch):
+    monkeypatch.setattr(attention, "flash_attention", flash_by_hand)
+    monkeypatch.setattr(graphs.RowGraphs.__init__, "__defaults__", (Replayed,))
+    monkeypatch.setattr(Replayed, "made", 0)
+
+
+def test_sequences_of_different_lengths_equal_trl(tmp_path, flash_on_cpu):
+    theirs, ours = make_both(
+        tmp_path, make_model=four_layers, peft_config=lora(),
+        levers=Levers(activation_gib=0),
+    )  # fmt: skip
+    ours.attention = "varlen"
+    for seed in range(4):
+        assert_same_window(theirs, ours, window(seed, sizes=[9, 6]))
+
+
+@pytest.mark.parametrize("budget", [4096, 60])
+def test_replayed_rows_equal_trl(tmp_path, flash_on_cpu, budget):
+    theirs, ours = make_both(
+        tmp_path, make_model=four_layers, peft_config=lora(),
+        levers=Levers(token_budget=budget),
+    )  # fmt: skip
+    ours.attention, ours.cuda_graphs = "varlen", True
+    for seed in range(4):
+        assert_same_window(theirs, ours, window(seed, sizes=[5, 6]))
+    # Rows differ in content alone, so one recording serves them all...
+    assert Replayed.made == 1
+    # ... but for steps that consist of another number of micro-batches.
+    for seed in range(2):
+        assert_same_window(theirs, ours, window(seed, sizes=[5, 6, 2]))
+    assert Replayed.made == 2
+
+
+def test_training_and_evaluation_with_replayed_rows_equal_trl(tmp_path, flash_on_cpu):
+    settings = {
+        "peft_config": lora(), "eval_dataset": Dataset.from_list(text_rows(3)),
+        "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1,
+        "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "rows": 12,
+    }  # fmt: skip
+    theirs, ours = make_both(tmp_path, make_model=four_layers, **settings)
+    ours.attention, ours.cuda_graphs = "varlen", True
+    logs = []
+    for trainer in (theirs, ours):
+        trainer.train()
+        logs.append(trainer.state.log_history)
+    assert Replayed.made == 1
+    for expected, found in zip(*logs, strict=True):
+        assert expected.keys() == found.keys()
+        for name in expected.keys() & {"loss", "eval_loss", "grad_norm", "nll_loss"}:
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-6)
+
+
+def test_flash_attention_has_gradients_where_pytorch_defines_it():
+    """The derivative of the operation that varlen calls; the kernel is CUDA's."""
+    q = torch.empty(5, 4, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    kv = torch.empty(7, 2, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    ends = torch.empty(3, dtype=torch.int32, device="meta")
+    out = attention.flash_attention(q, kv, kv, ends, ends, 7, None)
+    assert out.shape == q.shape and out.requires_grad
+
+
 def test_flex_attention_computes_in_the_precision_of_autocast():
     tokens = attention.FLEX_BLOCK
     zeros = torch.zeros(tokens, dtype=torch.int64)
@@ -407,24 +513,47 @@ def test_other_kinds_of_layers_are_not_fused():
 
 
 def test_the_attention_fits_the_machine():
-    assert levers.choose_attention("auto", CPU)[0] == "sdpa"
-    assert levers._flex_or_sdpa((8, 0), has_triton=True)[0] == "flex"
-    name, reason = levers._flex_or_sdpa((7, 5), has_triton=True)
+    fitting = levers._fitting_attention
+    assert levers.choose_attention("auto", CPU, torch.bfloat16)[0] == "sdpa"
+    assert fitting((8, 0), True, torch.bfloat16)[0] == "varlen"
+    assert fitting((8, 0), False, torch.float16)[0] == "varlen"
+    assert fitting((8, 0), True, torch.float32)[0] == "flex"
+    name, reason = fitting((7, 5), True, torch.float16)
     assert (name, "this GPU has 7.5" in reason) == ("sdpa", True)
-    name, reason = levers._flex_or_sdpa((9, 0), has_triton=False)
+    name, reason = fitting((9, 0), False, torch.float32)
     assert (name, "triton" in reason) == ("sdpa", True)
-    with pytest.raises(ValueError, match="needs a CUDA GPU, this device is cpu"):
-        levers.choose_attention("flex", CPU)
+    for wanted in ("flex", "varlen"):
+        with pytest.raises(ValueError, match="needs a CUDA GPU, this device is cpu"):
+            levers.choose_attention(wanted, CPU, torch.bfloat16)
+    with pytest.raises(ValueError, match="'varlen' computes in 16 bit"):
+        levers.choose_attention("varlen", torch.device("cuda"), torch.float32)
 
 
 def test_layers_are_compiled_where_it_pays():
     gpu = torch.device("cuda")
-    assert levers.choose_compile("auto", "flex", gpu)[0] is True
+    has_triton = levers.choose_compile("auto", "flex", gpu)
+    assert has_triton[0] is True or "triton is not installed" in has_triton[1]
+    assert levers.choose_compile(True, "varlen", gpu)[0] is True
     assert levers.choose_compile("auto", "sdpa", gpu)[0] is False
     assert levers.choose_compile("auto", "sdpa", CPU)[0] is False
     assert levers.choose_compile(False, "flex", gpu)[0] is False
-    with pytest.raises(ValueError, match="compile_layers needs attention='flex'"):
+    with pytest.raises(ValueError, match="compile_layers needs attention='varlen' or"):
         levers.choose_compile(True, "sdpa", CPU)
+
+
+def test_rows_are_recorded_where_it_can_be(tmp_path):
+    assert levers.choose_graphs("auto", "varlen", {"a": False})[0] is True
+    assert levers.choose_graphs(False, "varlen", {}) == (False, "as asked")
+    assert levers.choose_graphs("auto", "flex", {})[0] is False
+    assert levers.choose_graphs("auto", "varlen", {"b": True}) == (False, "b")
+    with pytest.raises(ValueError, match="cuda_graphs=True cannot be: .*; no CUDA"):
+        levers.choose_graphs(True, "sdpa", {"no CUDA": True})
+    trainer = make_trainer(PackedORPOTrainer, tmp_path, peft_config=lora())
+    assert graphs.obstacles(trainer)["dropout draws other numbers each time"] is False
+    with_dropout = get_peft_model(tiny_model(20), lora(lora_dropout=0.1))
+    assert graphs.draws(with_dropout)
+    with pytest.raises(ValueError, match="there is no CUDA GPU"):
+        packed_trainer(tmp_path, levers=Levers(cuda_graphs=True))
 
 
 @pytest.mark.parametrize(
@@ -432,7 +561,7 @@ def test_layers_are_compiled_where_it_pays():
     [
         ({"token_budget": 0}, "token_budget must be at least 1, got 0"),
         ({"head_tile": -1}, "head_tile must be at least 1, got -1"),
-        ({"attention": "flash"}, "attention must be 'auto', 'flex' or 'sdpa'"),
+        ({"attention": "flash"}, "attention must be 'auto', 'varlen', 'flex' or"),
         ({"activation_gib": -1.0}, "activation_gib must be >= 0, got -1.0"),
     ],
 )

@@ -1,6 +1,6 @@
 """Attention over packed rows, for the decoder layers of transformers.
 
-Knows: PyTorch's two attentions, and how transformers hands a mask to a layer. Does not
+Knows: PyTorch's attentions, and how transformers hands a mask to a layer. Does not
 know: how rows are made (`packing`).
 
 The function that `register` puts under NAME behaves as transformers' "sdpa" for every
@@ -31,13 +31,25 @@ def register():
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def mask_arguments(row, attention):
+def mask_arguments(row, attention, longest=None):
     """Keyword arguments by which a model's forward learns of a row's mask.
 
-    row: packing.PackedRow on the model's device. attention: "flex" or "sdpa".
+    row: packing.PackedRow on the model's device. attention: "varlen", "flex" or "sdpa".
+    longest: for "varlen", tokens that no sequence exceeds; the same number for all rows
+        lets compiled layers serve them all.
     """
     if attention == "flex":
         return {"attention_mask": block_mask(row.document, row.branch)}
+    if attention == "varlen":
+        return {
+            # Nobody reads this one: of four dimensions, it keeps transformers from
+            # making a mask of its own.
+            "attention_mask": row.input_ids.new_ones(1, 1, 1, 1),
+            "cu_seq_lens_q": row.cu_queries,
+            "cu_seq_lens_k": row.cu_keys,
+            "max_length_k": longest or row.longest,
+            "key_order": (row.key_tokens, row.key_first, row.key_second),
+        }
     # A mask of four dimensions passes through transformers as it is.
     masks = packing.pair_masks(row.branch, row.lengths)
     return {"attention_mask": masks, "pair_lengths": row.lengths}
@@ -58,15 +70,26 @@ def block_mask(document, branch):
 
 
 def packed_attention(
-    module, query, key, value, attention_mask, scaling=None, pair_lengths=None, **kwargs
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    pair_lengths=None,
+    key_order=None,
+    **kwargs,
 ):
     """Attention of one layer, in the signature of transformers' AttentionInterface.
 
     query: (B, heads, T, head_dim); key, value: fewer heads may serve several queries.
     attention_mask: a BlockMask; or with pair_lengths the (P, 1, L, L) masks of
-        packing.pair_masks; or whatever transformers' own SDPA takes.
+        packing.pair_masks; or whatever transformers' own SDPA takes; unused where
+        key_order and what goes with it are given (see mask_arguments).
     Returns: ((B, T, heads, head_dim), None).
     """
+    if key_order is not None:
+        return _sequences(query, key, value, scaling, key_order, **kwargs), None
     if isinstance(attention_mask, BlockMask):
         out = _flex(query)(
             *_in_autocast_precision(query, key, value),
@@ -86,7 +109,10 @@ def packed_attention(
 def _pair_by_pair(query, key, value, masks, scaling, lengths):
     """SDPA within each pair: no T x T mask, and nothing computed across pairs."""
     groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    shared = groups > 1 and query.device.type == "cpu"
+    if not shared:
+        # With a mask, SDPA's fast kernels on CUDA want as many keys as queries.
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     # split, not slices: its backward is one cat instead of a padded copy a pair.
     parts = zip(
         *(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True
@@ -94,12 +120,76 @@ def _pair_by_pair(query, key, value, masks, scaling, lengths):
     return torch.cat(
         [
             torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask[0, :length, :length], scale=scaling
+                q,
+                k,
+                v,
+                attn_mask=mask[0, :length, :length],
+                scale=scaling,
+                enable_gqa=shared,
             )
             for (q, k, v), mask, length in zip(parts, masks, lengths, strict=True)
         ],
         dim=2,
     )
+
+
+def _sequences(
+    query,
+    key,
+    value,
+    scaling,
+    key_order,
+    cu_seq_lens_q,
+    cu_seq_lens_k,
+    max_length_k,
+    **_,
+):
+    """A row as sequences of different lengths; a branch reads its prefix's keys again.
+
+    Flash attention aligns the causal mask with the sequences' ends, so that the queries
+    of a branch see the whole prefix, and of the branch what comes before them.
+    Returns: (1, T, heads, head_dim).
+    """
+    query, key, value = (
+        tensor[0].transpose(0, 1)
+        for tensor in _in_autocast_precision(query, key, value)
+    )  # (T, heads, head_dim)
+    key, value = (_InKeyOrder.apply(tensor, *key_order) for tensor in (key, value))
+    out = flash_attention(
+        query, key, value, cu_seq_lens_q, cu_seq_lens_k, max_length_k, scaling
+    )
+    return out[None]
+
+
+def flash_attention(query, key, value, cu_queries, cu_keys, longest, scaling):
+    """Causal attention within sequences: PyTorch's own kernel, CUDA and 16 bit only.
+
+    query: (T, heads, head_dim). key, value: (K, fewer heads, head_dim). cu_queries,
+    cu_keys: (S + 1,) int32. Returns: as query.
+    """
+    return torch.ops.aten._flash_attention_forward(
+        query, key, value, cu_queries, cu_keys, longest, longest, 0.0, True, False,
+        scale=scaling,
+    )[0]  # fmt: skip
+
+
+class _InKeyOrder(torch.autograd.Function):
+    """Rows of a tensor in the order of the keys; some stand there twice.
+
+    Backward reads each row's one or two gradients instead of adding at addresses, which
+    on a GPU happens in another order each time.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor, tokens, first, second):
+        ctx.save_for_backward(first, second)
+        return tensor[tokens]
+
+    @staticmethod
+    def backward(ctx, grad):
+        first, second = ctx.saved_tensors
+        again = torch.where((second >= 0)[:, None, None], grad[second.clamp(min=0)], 0)
+        return grad[first] + again, None, None, None
 
 
 def _in_autocast_precision(*tensors):

@@ -21,10 +21,14 @@ class Levers:
     head_tile: rows of logits held at a time, only for scored tokens, their gradient
         computed in the same pass. None: all logits of a row at once, as TRL does.
     fused_lora: a LoRA layer as one step that keeps its input once.
-    attention: "flex" (FlexAttention, which skips what the mask forbids), "sdpa" (one
-        call a pair), or "auto".
+    attention: "varlen" (flash attention over sequences of different lengths), "flex"
+        (FlexAttention, which skips what the mask forbids), "sdpa" (one call a pair), or
+        "auto".
     compile_layers: torch.compile each decoder layer; True, False, the name of a
         backend, or "auto".
+    cuda_graphs: record forward and backward of a row once for each length, and replay
+        them: thousands of kernels with one launch. Rows are padded to a multiple of
+        graphs.TOKENS. True, False or "auto".
     activation_gib: GiB that decoder layers may fill with what backward needs. As many
         layers as fit keep it, the others compute it again. None: follow the
         configuration's gradient_checkpointing, all layers or none.
@@ -39,6 +43,7 @@ class Levers:
     fused_lora: bool = True
     attention: str = "auto"
     compile_layers: bool | str = "auto"
+    cuda_graphs: bool | str = "auto"
     activation_gib: float | None = None
     deferred_metrics: bool = True
 
@@ -47,9 +52,10 @@ class Levers:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        if self.attention not in ("auto", "flex", "sdpa"):
+        if self.attention not in ("auto", "varlen", "flex", "sdpa"):
             raise ValueError(
-                f"attention must be 'auto', 'flex' or 'sdpa', got {self.attention!r}."
+                "attention must be 'auto', 'varlen', 'flex' or 'sdpa', got "
+                f"{self.attention!r}."
             )
         if self.activation_gib is not None and self.activation_gib < 0:
             raise ValueError(
@@ -58,34 +64,45 @@ class Levers:
             )
 
 
-def choose_attention(wanted, device):
-    """Which attention to use on a device: ("flex" or "sdpa", reason).
+def choose_attention(wanted, device, dtype):
+    """Which attention to use on a device: ("varlen", "flex" or "sdpa", reason).
 
-    wanted: Levers.attention.
-    Raises: ValueError if "flex" is asked for without a CUDA GPU.
+    wanted: Levers.attention. dtype: in which attention computes.
+    Raises: ValueError if this device or dtype cannot do what is asked for.
     """
     if wanted == "sdpa":
         return wanted, "as asked"
     if device.type != "cuda":
-        if wanted == "flex":
+        if wanted != "auto":
             raise ValueError(
-                f"attention='flex' needs a CUDA GPU, this device is {device.type}: "
-                "FlexAttention has no backward pass elsewhere. Use 'auto'."
+                f"attention={wanted!r} needs a CUDA GPU, this device is {device.type}: "
+                "it has no backward pass elsewhere. Use 'auto'."
             )
-        return "sdpa", "FlexAttention trains on CUDA only"
-    if wanted == "flex":
+        return "sdpa", "one call a pair; the others train on CUDA only"
+    if wanted == "varlen" and dtype not in SIXTEEN_BIT:
+        raise ValueError(
+            f"attention='varlen' computes in 16 bit, this training in {dtype}: set "
+            "bf16 or fp16 in the configuration, or use 'flex'."
+        )
+    if wanted != "auto":
         return wanted, "as asked"
     capability = torch.cuda.get_device_capability(device)
-    return _flex_or_sdpa(capability, importlib.util.find_spec("triton") is not None)
+    has_triton = importlib.util.find_spec("triton") is not None
+    return _fitting_attention(capability, has_triton, dtype)
 
 
-def _flex_or_sdpa(capability, has_triton):
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+
+
+def _fitting_attention(capability, has_triton, dtype):
     if capability < (8, 0):
         shown = ".".join(map(str, capability))
-        return "sdpa", f"FlexAttention wants capability 8.0, this GPU has {shown}"
+        return "sdpa", f"the others want capability 8.0, this GPU has {shown}"
+    if dtype in SIXTEEN_BIT:
+        return "varlen", "flash attention, one call a row"
     if not has_triton:
         return "sdpa", "triton is not installed, so FlexAttention has no kernel"
-    return "flex", "one call a row, and forbidden blocks are skipped"
+    return "flex", f"flash attention has no kernel for {dtype}"
 
 
 def choose_compile(wanted, attention, device):
@@ -94,12 +111,36 @@ def choose_compile(wanted, attention, device):
     Raises: ValueError if compiling is asked for together with "sdpa".
     """
     if wanted == "auto":
-        if attention == "flex" and device.type == "cuda":
-            return True, "fewer and fuller kernels"
-        return False, "pays on a GPU with FlexAttention only"
-    if wanted and attention != "flex":
+        if attention == "sdpa" or device.type != "cuda":
+            return False, "pays on a GPU with one attention call a row only"
+        if importlib.util.find_spec("triton") is None:
+            return False, "triton is not installed, so there is no compiler"
+        return True, "fewer and fuller kernels"
+    if wanted and attention == "sdpa":
         raise ValueError(
-            "compile_layers needs attention='flex': with 'sdpa' every row has other "
-            "lengths, and each would be compiled anew."
+            "compile_layers needs attention='varlen' or 'flex': with 'sdpa' every row "
+            "has other lengths, and each would be compiled anew."
         )
     return wanted, "as asked"
+
+
+def choose_graphs(wanted, attention, obstacles):
+    """Whether to replay rows as CUDA graphs: (bool, reason).
+
+    obstacles: {reason: does it apply?} of what cannot be recorded in this training.
+    Raises: ValueError if graphs are asked for and an obstacle applies.
+    """
+    obstacles = {
+        f"attention={attention!r} makes its masks anew for every row": (
+            attention != "varlen"
+        ),
+        **obstacles,
+    }
+    reasons = [reason for reason, applies in obstacles.items() if applies]
+    if not wanted:
+        return False, "as asked"
+    if reasons and wanted is True:
+        raise ValueError(f"cuda_graphs=True cannot be: {'; '.join(reasons)}.")
+    if reasons:
+        return False, "; ".join(reasons)
+    return True, "as asked" if wanted is True else "one launch a row"

@@ -23,9 +23,14 @@ import torch
 from trl.experimental.orpo import ORPOTrainer
 
 from course_utils import packing
-from course_utils.fast import attention, head
+from course_utils.fast import attention, graphs, head
 from course_utils.fast.layers import DecoderLayers
-from course_utils.fast.levers import Levers, choose_attention, choose_compile
+from course_utils.fast.levers import (
+    Levers,
+    choose_attention,
+    choose_compile,
+    choose_graphs,
+)
 from course_utils.fast.refusals import require_answers, require_packable
 
 DEFERRED = "deferred"  # value of "window" in a micro-batch that a later one takes along
@@ -55,16 +60,26 @@ class PackedORPOTrainer(ORPOTrainer):
         self.data_collator = _WithPairs(self.data_collator)
         device = self.args.device
         self.attention, self.attention_reason = choose_attention(
-            self.levers.attention, device
+            self.levers.attention, device, self._computing_dtype()
         )
         self.compile_layers, self.compile_reason = choose_compile(
             self.levers.compile_layers, self.attention, device
         )
+        self.cuda_graphs, self.graphs_reason = choose_graphs(
+            self.levers.cuda_graphs, self.attention, graphs.obstacles(self)
+        )
         self.rows_must_match = self.is_fsdp_enabled
+        self._graphs = None  # while training with them: the recorded rows
         self._layers = None  # while the model is dressed: its DecoderLayers
         self._attention_before = None
         self._scores = []  # of the rows of the window at work
         self._head_verified = False
+
+    def _computing_dtype(self):
+        """The dtype of attention's queries."""
+        if self.args.bf16 or self._peft_has_been_casted_to_bf16:
+            return torch.bfloat16
+        return torch.float16 if self.args.fp16 else self.model.dtype
 
     # ---- the model, dressed for packed rows ----
 
@@ -83,7 +98,7 @@ class PackedORPOTrainer(ORPOTrainer):
         """Leave the model as it was before `dress`."""
         if self._layers is not None:
             self._layers.undress()
-            self._layers = None
+            self._layers = self._graphs = None
             self.model.config._attn_implementation = self._attention_before
 
     def train(self, *args, **kwargs):
@@ -122,18 +137,43 @@ class PackedORPOTrainer(ORPOTrainer):
             )
         rows = self._pack(groups)
         passes = rows + self._idle_rows(rows)
-        loss, self._scores = 0, []
+        take = self._recorded_step if self.cuda_graphs else self._step
+        loss, scores = 0, []
         for number, row in enumerate(passes):
             last = number == len(passes) - 1
             sync = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
             with sync:
-                loss = loss + super().training_step(
-                    model, {"row": row}, num_items_in_batch
-                )
-        scores = self._scores[: len(rows)]
+                row_loss, row_scores = take(model, row, num_items_in_batch, number == 0)
+            loss = loss + row_loss
+            scores.append(row_scores)
+        scores = scores[: len(rows)]
         for metrics in self._metrics(groups, rows, scores, prefix=""):
             self.store_metrics(metrics, train_eval="train")
         return loss
+
+    def _step(self, model, row, num_items_in_batch, _first=False):
+        """(loss, scores) of a row, after its backward pass; scores as in _row_loss."""
+        loss = super().training_step(model, {"row": row}, num_items_in_batch)
+        return loss, self._scores.pop()
+
+    def _recorded_step(self, model, row, num_items_in_batch, first):
+        """As _step, by a CUDA graph. first: is it the first row of its window?"""
+        if self._graphs is None:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            self._graphs = graphs.RowGraphs(trained, self.args.device)
+        if first:
+            self._graphs.start_window()
+        return self._graphs.run(
+            row,
+            # Whatever a recording cannot learn from the row.
+            (self.current_gradient_accumulation_steps, self._longest(row)),
+            lambda on_device: self._step(model, on_device, num_items_in_batch),
+        )
+
+    def _longest(self, row):
+        """Tokens that no sequence of a row exceeds: one number for all usual rows."""
+        usual = -(-self.max_length // graphs.TOKENS) * graphs.TOKENS
+        return max(usual, row.longest)
 
     def compute_loss(
         self, model, inputs, return_outputs=False, num_items_in_batch=None
@@ -162,11 +202,15 @@ class PackedORPOTrainer(ORPOTrainer):
         return contextlib.nullcontext()
 
     def _pack(self, groups):
+        multiple = 1 if self.attention == "sdpa" else attention.FLEX_BLOCK
+        if self.cuda_graphs:
+            multiple = graphs.TOKENS
         return packing.pack_window(
             groups,
             self.levers.token_budget if self.levers.packing else 1,
             share_prefix=self.levers.shared_prefix,
-            multiple=attention.FLEX_BLOCK if self.attention == "flex" else 1,
+            multiple=multiple,
+            slots=graphs.PAIRS if self.cuda_graphs else None,
         )
 
     def _idle_rows(self, rows):
@@ -188,8 +232,9 @@ class PackedORPOTrainer(ORPOTrainer):
     def _row_loss(self, model, row):
         """(loss, scores) of a row's pairs; losses of a window's rows add up.
 
-        scores: detached (P, 5), a pair's sum of the chosen NLL, mean log-probs of the
-            chosen and the rejected answer, sums of mean logits of either sequence.
+        scores: detached (P, 5), padding included: a pair's sum of the chosen NLL, mean
+            log-probs of the chosen and the rejected answer, sums of mean logits of
+            either sequence.
         """
         row = row.on(self.args.device)
         logps, mean_logits = self._token_logps(model, row)
@@ -238,7 +283,7 @@ class PackedORPOTrainer(ORPOTrainer):
                     input_ids=row.input_ids,
                     position_ids=row.position_ids,
                     use_cache=False,
-                    **attention.mask_arguments(row, self.attention),
+                    **attention.mask_arguments(row, self.attention, self._longest(row)),
                 ).logits
         finally:
             self._layers.running = False
@@ -261,8 +306,13 @@ class PackedORPOTrainer(ORPOTrainer):
     def _metrics(self, groups, rows, scores, prefix):
         """One dict of metrics for each group, with TRL's names and TRL's averages."""
         with torch.no_grad():
-            order = torch.cat([row.window_index for row in rows]).argsort()
-            table = torch.cat(list(scores))[order]
+            # Of each row the real pairs; behind them there may be padding.
+            counts = [len(row.lengths) for row in rows]
+            order = torch.cat(
+                [row.window_index[:n] for row, n in zip(rows, counts, strict=True)]
+            ).argsort()
+            table = torch.cat([s[:n] for s, n in zip(scores, counts, strict=True)])
+            table = table[order]
             out, start = [], 0
             for group in groups:
                 part = table[start : start + len(group)]

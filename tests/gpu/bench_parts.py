@@ -231,8 +231,6 @@ class Clock(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.warmup:
             _wait_for_device()
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
             self.wall, self.cpu = -time.perf_counter(), -time.process_time()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -299,6 +297,10 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder):
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.data_collator = counted = CountingCollator(trainer.data_collator)
+    if torch.cuda.is_available():
+        # Warm-up counts: what graphs replay was allocated when they were recorded.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
     trainer.train()
     accumulation = recipe["gradient_accumulation_steps"]
@@ -318,7 +320,9 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder):
     }
     if torch.cuda.is_available():
         result["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
+        result["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
     if levers is not None:
+        result["graphs"] = f"{trainer.cuda_graphs}: {trainer.graphs_reason}"
         result["attention"] = f"{trainer.attention}: {trainer.attention_reason}"
         result["compiled"] = f"{trainer.compile_layers}: {trainer.compile_reason}"
     prepared.give_back(trainer)

@@ -31,7 +31,6 @@ class Clock(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.warmup:
             torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
             self.wall, self.cpu = -time.perf_counter(), -time.process_time()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -83,6 +82,8 @@ def main(job):
         callbacks=[clock],
     )  # fmt: skip
     trainer.data_collator = counted = CountingCollator(trainer.data_collator)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
     trainer.train()
     accumulation = recipe["gradient_accumulation_steps"]
@@ -96,6 +97,7 @@ def main(job):
         "tokens": sum(map(sum, batches)),
         "mean_loss": trainer.state.log_history[-1]["train_loss"],
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
         "unsloth": importlib.metadata.version("unsloth"),
     }
     print(json.dumps(result), flush=True)

@@ -1,0 +1,109 @@
+"""Rows as CUDA graphs: forward and backward recorded once, then replayed.
+
+Knows: CUDA graphs, gradients. Does not know: what a step computes.
+
+A row of Llama 3 8B is some 6,000 kernels, and a CPU takes longer to launch these than a
+fast GPU to run them. A graph launches them all at once. It reads and writes the same
+memory each time, so rows are copied to where it reads, and rows of another shape need
+another graph.
+"""
+
+from dataclasses import replace
+
+import torch
+
+TOKENS = 256  # rows are padded to a multiple of this
+PAIRS = 8  # and their pairs to a multiple of this
+
+
+class CudaGraph:
+    """A recorded function without arguments; see torch.cuda.CUDAGraph.
+
+    beside: an earlier one that it may share memory with, since they run in turns.
+    """
+
+    def __init__(self, function, beside=None):
+        self._graph = torch.cuda.CUDAGraph()
+        # thread_local: the data loader's thread may pin memory meanwhile.
+        with torch.cuda.graph(
+            self._graph,
+            pool=beside and beside._graph.pool(),
+            capture_error_mode="thread_local",
+        ):
+            self.result = function()
+
+    def replay(self):
+        """Run it; `result` holds until one that shares its memory is replayed."""
+        self._graph.replay()
+
+
+class RowGraphs:
+    """Steps on rows, recorded for each shape of row.
+
+    parameters: what is trained. device: of the model. record: CudaGraph, or what stands
+    in for it where there is no GPU.
+
+    The first row of a shape runs as it is, so that whatever is compiled, measured or
+    tuned on first use is done; the second is recorded.
+    """
+
+    def __init__(self, parameters, device, record=CudaGraph):
+        self._parameters = list(parameters)
+        self._device = device
+        self._record = record
+        self._gradients = None
+        self._seen, self._recorded = set(), {}
+
+    def start_window(self):
+        """Before the rows of an optimizer step: gradients are 0, where graphs add."""
+        if self._gradients is None:
+            self._gradients = [torch.zeros_like(p) for p in self._parameters]
+        else:
+            torch._foreach_zero_(self._gradients)
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def run(self, row, variant, step):
+        """Results of step(row), gradients added to the parameters'.
+
+        row: packing.PackedRow on the CPU, in fixed shapes. variant: hashable, whatever
+        else a recording of `step` depends on. step: from a row on the device to a tuple
+        of tensors.
+        """
+        key = (variant, *(tensor.shape for tensor in row.tensors().values()))
+        if key not in self._seen:
+            self._seen.add(key)
+            return step(row.on(self._device))
+        if key not in self._recorded:
+            tensors = row.on(self._device).tensors()
+            static = replace(row, **{k: v.clone() for k, v in tensors.items()})
+            one = next((graph for _, graph in self._recorded.values()), None)
+            graph = self._record(lambda: step(static), beside=one)
+            self._recorded[key] = static, graph
+        else:
+            static, graph = self._recorded[key]
+            fresh = row.on(self._device).tensors()
+            for name, tensor in static.tensors().items():
+                tensor.copy_(fresh[name])
+        graph.replay()
+        return tuple(value.clone() for value in graph.result)
+
+
+def obstacles(trainer):
+    """What keeps a Trainer's steps from being recorded: {reason: does it apply?}"""
+    return {
+        "there is no CUDA GPU": trainer.args.device.type != "cuda",
+        "several processes exchange gradients while they are computed": (
+            trainer.accelerator.num_processes > 1
+        ),
+        "fp16's loss scale changes from step to step": trainer.args.fp16,
+        "dropout draws other numbers each time": draws(trainer.model),
+    }
+
+
+def draws(model):
+    """Does a model draw random numbers in training (dropout)?"""
+    return any(
+        isinstance(module, torch.nn.Dropout) and module.p > 0
+        for module in model.modules()
+    )
