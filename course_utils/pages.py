@@ -140,9 +140,11 @@ def write_index(rows, index):
 def readme_map(paths):
     """The README's table of the notebooks at `paths`, from their own records.
 
-    Where a run of them on a GPU was recorded, more columns show it.
+    Where a run of them on a GPU was recorded, more columns show it, and a line below
+    the table says what was run.
     """
-    gpu = {row["notebook"]: row for row in on_gpu.table(on_gpu.load())}
+    rehearsed = on_gpu.load()
+    gpu = {row["notebook"]: row for row in on_gpu.table(rehearsed)}
     columns = [name for name in next(iter(gpu.values()), {}) if name != "notebook"]
     more = "".join(f" {column} |" for column in columns)
     lines = [
@@ -161,6 +163,8 @@ def readme_map(paths):
         row = gpu.get(number, {})
         cells = "".join(f" {row.get(column, '–')} |" for column in columns)
         lines.append(f"| {link} | {question} | {minutes} | {memory} |{cells} {badge} |")
+    if columns:
+        lines += ["", f"Columns with a profile's name: {on_gpu.caption(rehearsed)}"]
     return "\n".join(lines)
 
 

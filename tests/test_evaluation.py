@@ -10,6 +10,7 @@ from scipy import stats
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, evaluation, lab, mixing, world
+from course_utils.evaluation import scoring
 from course_utils.world import tasks
 
 PAIRS = world.test_pairs(2)
@@ -57,6 +58,14 @@ def test_scores_do_not_hang_on_the_batch(base, scores, batch_size):
     again = evaluation.score_pairs(*base, PAIRS, batch_size=batch_size)
     np.testing.assert_allclose(again.chosen, scores.chosen, atol=1e-5)
     np.testing.assert_allclose(again.rejected, scores.rejected, atol=1e-5)
+
+
+def test_long_rows_of_a_large_vocabulary_come_in_smaller_batches(monkeypatch):
+    sequences = [([0] * length, []) for length in (3, 4, 5, 100, 100)]
+    monkeypatch.setattr(scoring, "_LOGITS_BYTES", 4 * 1000 * 12)
+    batches = list(scoring._batches(range(5), sequences, 32, 1000))
+    assert batches == [[0, 1], [2], [3], [4]]  # 2 x 4 tokens fit 12, 3 x 5 do not
+    assert list(scoring._batches(range(5), sequences, 2, 1)) == [[0, 1], [2, 3], [4]]
 
 
 def test_rows_made_by_trl_score_the_same(base, scores, tmp_path):

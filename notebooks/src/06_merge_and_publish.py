@@ -498,6 +498,7 @@ except ValueError as error:
         raise
     print("not sent:", error)
 
+
 # %% [markdown]
 # The gate's record holds for the files it saw.
 #

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import run_notebooks
 
-from course_utils import notebooks, on_gpu, places, twin
+from course_utils import notebooks, on_gpu, pages, places, twin
 
 HEADING = (
     "# %% [markdown]\n# # 01 · Does it run?\n#\n# {{badge}} {{recorded}}\n\n# %%\n"
@@ -170,6 +170,18 @@ def test_the_table_and_the_line_say_what_the_record_says():
     assert "16 pairs" in on_gpu.caption(record) and "l4 22 GiB" in on_gpu.caption(
         record
     )
+
+
+def test_the_readme_s_map_shows_the_gpu_once_it_is_recorded(monkeypatch):
+    paths = notebooks.notebook_files(places.checkout())
+    monkeypatch.setattr(on_gpu, "load", lambda: None)
+    plain = pages.readme_map(paths)
+    assert "GiB |  |" not in plain and "l4" not in plain
+    monkeypatch.setattr(on_gpu, "load", made_up)
+    rows = pages.readme_map(paths).splitlines()
+    assert "| l4: min | l4: GiB | a100: min | a100: GiB |" in rows[0]
+    assert len({row.count("|") for row in rows[:10]}) == 1
+    assert "| 1.3 | 17.3 | 1.3 | 17.3 |" in rows[5] and "random weights" in rows[-1]
 
 
 def test_without_a_record_nothing_breaks_and_it_is_said_how_to_make_one():
