@@ -63,8 +63,13 @@ def parse(arguments=None):
     add("--beta", type=float, help="default: the profile's")
     add("--optim", help="name of a transformers optimizer (default: the profile's)")
     add("--seed", type=int, default=0)
-    add("--token-budget", type=_positive, help="tokens of a row of the fast trainer")
-    add("--activation-gib", type=float, help="see fast.Levers")
+    add(
+        "--lever",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of fast.Levers, such as token_budget=8192; may be given several times",
+    )
 
     files = parser.add_argument_group("what is kept")
     add = files.add_argument
@@ -77,9 +82,8 @@ def parse(arguments=None):
         parser.error("--output is missing: the folder for the adapter and checkpoints")
     if options.save_steps < 0:
         parser.error("--save-steps must be 0 or more")
-    levers = (options.token_budget, options.activation_gib)
-    if options.trainer == "stock" and levers != (None, None):
-        parser.error("--token-budget and --activation-gib are the fast trainer's")
+    if options.trainer == "stock" and options.lever:
+        parser.error("TRL's own trainer has no levers: leave --lever out")
     return options
 
 

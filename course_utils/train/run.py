@@ -10,6 +10,7 @@ happens on the main process, and the others are told.
 import json
 import os
 import time
+from dataclasses import fields
 
 import torch
 import transformers
@@ -75,7 +76,7 @@ def run(options, profile):
         "by_process": by_process,
         "log": [row for row in trainer.state.log_history if "loss" in row],
     }
-    for name in ("attention_reason", "compile_reason"):
+    for name in ("attention", "compile_layers", "cuda_graphs"):
         record[name] = getattr(trainer, name, None)
     write_json(options.output / "run.json", record)
     print(
@@ -226,10 +227,22 @@ def make_trainer(options, profile, model, tokenizer, config, pairs):
 
 
 def levers(options):
-    """The fast trainer's Levers, with what was asked for."""
-    asked = {"token_budget": options.token_budget}
-    asked["activation_gib"] = options.activation_gib
-    return Levers(**{name: value for name, value in asked.items() if value is not None})
+    """The fast trainer's Levers, with what was asked for.
+
+    Raises: ValueError for a lever that does not exist, naming those that do.
+    """
+    known, asked = [field.name for field in fields(Levers)], {}
+    for text in options.lever:
+        name, _, value = text.partition("=")
+        if name not in known or not value:
+            raise ValueError(
+                f"--lever {text}: give NAME=VALUE, NAME one of {', '.join(known)}."
+            )
+        try:
+            asked[name] = json.loads(value)  # a number, true, false or null
+        except ValueError:
+            asked[name] = value
+    return Levers(**asked)
 
 
 def require_fsdp_to_fit(options, profile):

@@ -43,8 +43,8 @@ class Sizes:
 
     batch: int = 32
     micro_batch: int = 8
-    steps: int = 9
-    warmup: int = 3
+    steps: int = 10
+    warmup: int = 4
     fsdp_steps: int = 5
     fsdp_saved: int = 4
     killed_steps: int = 12
@@ -137,8 +137,8 @@ class Bench:
             found = self.timed_result(two)
             parts["two GPUs, DDP"] = found | self.compared(found, "one GPU")
         fsdp = self.train("two-gpus-fsdp", "0,1", *self.sixteen_bit(), config="fsdp")
-        whole = self.train("undisturbed", "0", *self.kept(), small=small)
         with self.part("one process of two killed"):
+            whole = self.train("undisturbed", "0", *self.kept(), small=small)
             parts["one process of two killed"] = self.killed(small)
         with self.part("resumed"):
             parts["resumed"] = self.resumed(small, whole)
@@ -149,14 +149,19 @@ class Bench:
             )
         with self.part("FSDP2's checkpoint on one GPU"):
             parts["FSDP2's checkpoint on one GPU"] = self.loaded(sizes.fsdp_saved)
+        graphs = [parts[n].get("cuda_graphs") for n in ("one GPU", "two GPUs, DDP")]
+        if graphs == [True, False]:
+            with self.part("one GPU, without CUDA graphs"):
+                lever = "--lever=cuda_graphs=false"
+                job = self.train("no-graphs", "0", *self.timed(), lever)
+                parts["one GPU, without CUDA graphs"] = self.timed_result(job)
 
     # ---- what is run ----
 
     def timed(self):
-        """Options of the timed runs: NF4, the fast trainer as the benchmark has it."""
-        extra = [] if self.options.rehearse else ["--activation-gib", "3"]
+        """Options of the timed runs: NF4, the levers of the speed benchmark's fast."""
         steps = str(self.options.sizes.steps)
-        return [*self.common(), "--steps", steps, "--save-steps", "0", *extra]
+        return [*self.common(), "--steps", steps, "--save-steps", "0", *self.levers]
 
     def sixteen_bit(self):
         """Options of 16-bit LoRA, with one checkpoint on the way."""
@@ -224,11 +229,21 @@ class Bench:
         quiet.hide_library_chatter()
         import bench_parts
         import numpy as np
+        import torch
         from transformers import AutoTokenizer
 
         from course_utils import records
+        from course_utils.fast import Levers
 
         options = self.options
+        shape = bench_parts.SHAPES["tiny" if options.rehearse else "llama3-8b"]
+        usual = vars(Levers())
+        self.levers = [
+            f"--lever={name}={json.dumps(value)}"
+            for name, value in vars(shape.fast).items()
+            if value != usual[name]
+        ]
+        self.record["levers"] = self.levers
         run = ["python tests/gpu/bench_scaling.py", *self.arguments]
         self.head = lambda: records.describe_run(" ".join(run), self.start)
         sizes = options.sizes
@@ -259,6 +274,7 @@ class Bench:
         )
         self.record |= {"sizes": asdict(sizes), "seed": options.seed}
         self.record["twin"] = twin_shape(options)
+        self.record["gpus"] = torch.cuda.device_count()
         return path
 
     # ---- what came of it ----
@@ -268,7 +284,7 @@ class Bench:
         """Notes what fails, and writes the record."""
         try:
             yield
-        except (Failed, OSError, KeyError, ValueError) as error:
+        except Exception as error:  # noted below; the others still run
             text = str(error) if isinstance(error, Failed) else repr(error)
             self.record["parts"][name] = {"error": text[-1500:]}
         part = self.record["parts"][name]
@@ -297,8 +313,9 @@ class Bench:
             "resumed_at_step": run["resumed_at_step"],
             "before_training_seconds": job.seconds - run["seconds"],
             "processes": run["processes"],
-            "attention": run["attention_reason"],
-            "compiled": run["compile_reason"],
+            "attention": run["attention"],
+            "compiled": run["compile_layers"],
+            "cuda_graphs": run["cuda_graphs"],
             "ends": [row["seconds"] for row in run["log"]],
         }
 
@@ -446,9 +463,15 @@ def same_losses(found, expected, name):
     if len(found) != len(expected):
         raise Failed(f"{len(found)} losses, {name} has {len(expected)}")
     apart = max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
+    moved = (max(expected) - min(expected)) / max(expected)
     if not apart <= TOLERANCE:
         raise Failed(f"losses {found} differ from {name}: {expected}, by {apart:.2%}")
-    return {"compared": name, "largest_relative_difference": apart}
+    # What the losses moved in the run, as a yardstick for the difference.
+    return {
+        "compared": name,
+        "largest_relative_difference": apart,
+        "relative_movement": moved,
+    }
 
 
 def mean(values):
