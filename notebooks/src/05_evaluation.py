@@ -496,7 +496,7 @@ pd.DataFrame(
 COMMAND = "python -m course_utils.benchmarks nous --model FOLDER --out FILE.json"
 print(f"{COMMAND}\npython -m course_utils.benchmarks compare BASE.json TUNED.json\n")
 if profile.data == "world":
-    print(f"would run {len(nous.TASKS)} tasks on 25 items each, where data are the hub's")
+    print(f"would run {len(nous.TASKS)} tasks, 25 items each, where data are the hub's")
 else:
     few_items = harness.run(
         trainer.model, tokenizer, nous.TASKS, nous.folders(), bos=False, limit=25

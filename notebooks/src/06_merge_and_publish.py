@@ -241,7 +241,7 @@ for words, at, style in (
     ("noise", observed.noise.kl.value, ":"), ("limit", limit, "--")
 ):  # fmt: skip
     ax.axvline(at, color=plots.COLOURS["base"], ls=style)
-    ax.text(at, 0.03, f" {words}", color=plots.COLOURS["base"], fontsize=8,
+    ax.text(at, 0.36, f" {words}", color=plots.COLOURS["base"], fontsize=8,
             transform=ax.get_xaxis_transform())  # fmt: skip
 plt.tight_layout()
 plt.show()
