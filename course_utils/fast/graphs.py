@@ -93,9 +93,7 @@ def obstacles(trainer):
     """What keeps a Trainer's steps from being recorded: {reason: does it apply?}"""
     return {
         "there is no CUDA GPU": trainer.args.device.type != "cuda",
-        "several processes exchange gradients while they are computed": (
-            trainer.accelerator.num_processes > 1
-        ),
+        "FSDP fetches and frees weights while it computes": trainer.is_fsdp_enabled,
         "fp16's loss scale changes from step to step": trainer.args.fp16,
         "dropout draws other numbers each time": draws(trainer.model),
     }
