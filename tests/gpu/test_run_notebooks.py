@@ -60,7 +60,7 @@ def test_a_real_notebook_runs_on_a_twin(tmp_path):
     assert run["ok"] and run["notebook"] == "00_start_here" and run["profile"] == "l4"
     assert run["minutes"] > 0 and run["host_gib"] > 0.3
     executed = notebooks.read(keep / "l4-00_start_here.ipynb")
-    said = json.dumps(executed.cells[3].outputs)
+    said = json.dumps(executed.cells[2].outputs)
     assert "profile l4" in said and "RANDOM" in said and "8 pairs at most" in said
     assert str(base) not in said
 
