@@ -64,6 +64,8 @@ def main(arguments=None):
     options = parse(arguments)
     if options.loss_of:
         return print_loss_of(options)
+    # So that the processes that it started end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     bench = Bench(options, arguments)
     with tempfile.TemporaryDirectory() as scratch:
         bench.folder = Path(scratch)
@@ -309,6 +311,7 @@ class Bench:
         return {
             "losses": [row["loss"] for row in run["log"]],
             "peak_gib": [process["peak_gib"] for process in run["by_process"]],
+            "loading_peak_gib": [p["loading_peak_gib"] for p in run["by_process"]],
             "tokens": [process["tokens"] for process in run["by_process"]],
             "resumed_at_step": run["resumed_at_step"],
             "before_training_seconds": job.seconds - run["seconds"],
