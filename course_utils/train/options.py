@@ -36,7 +36,11 @@ def parse(arguments=None):
 
     data = parser.add_argument_group("pairs")
     add = data.add_argument
-    add("--pairs", type=_positive, help="at most so many (default: the profile's)")
+    add(
+        "--pairs",
+        type=_positive,
+        help="at most so many (default: the profile's number, or all of the file)",
+    )
     add(
         "--pairs-file",
         type=Path,

@@ -297,7 +297,8 @@ def read_pairs(options, profile, tokenizer):
         mix = mixing.build(profile.data, evaluation_pairs=profile.eval_pairs)
         rows = mix.train.select_columns(list(COLUMNS))
     kept, dropped = chat.check_pairs(rows, tokenizer, profile.max_length, "drop")
-    most = options.pairs or profile.train_pairs
+    # Of a mix as many as the profile has time for; of somebody's own file all.
+    most = options.pairs or (None if options.pairs_file else profile.train_pairs)
     return [{name: row[name] for name in COLUMNS} for row in kept[:most]], dropped
 
 

@@ -467,7 +467,7 @@ def same_losses(found, expected, name):
         raise Failed(f"{len(found)} losses, {name} has {len(expected)}")
     apart = max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
     moved = (max(expected) - min(expected)) / max(expected)
-    if not apart <= TOLERANCE:
+    if apart > TOLERANCE or not all(map(math.isfinite, [*found, *expected])):
         raise Failed(f"losses {found} differ from {name}: {expected}, by {apart:.2%}")
     # What the losses moved in the run, as a yardstick for the difference.
     return {
