@@ -24,11 +24,12 @@ class CudaGraph:
 
     def __init__(self, function, beside=None):
         self._graph = torch.cuda.CUDAGraph()
-        # thread_local: the data loader's thread may pin memory meanwhile.
+        # relaxed: the data loader's thread may pin memory meanwhile, and the driver
+        # load a kernel that this shape is the first to need.
         with torch.cuda.graph(
             self._graph,
             pool=beside and beside._graph.pool(),
-            capture_error_mode="thread_local",
+            capture_error_mode="relaxed",
         ):
             self.result = function()
 
@@ -43,8 +44,8 @@ class RowGraphs:
     parameters: what is trained. device: of the model. record: CudaGraph, or what stands
     in for it where there is no GPU.
 
-    The first row of a shape runs as it is, so that whatever is compiled, measured or
-    tuned on first use is done; the second is recorded.
+    Before the first recording a step must have run as it is once, so that whatever is
+    compiled, measured or tuned on first use is done.
     """
 
     def __init__(self, parameters, device, record=CudaGraph):
@@ -52,7 +53,7 @@ class RowGraphs:
         self._device = device
         self._record = record
         self._gradients = None
-        self._seen, self._recorded = set(), {}
+        self._recorded = {}
 
     def start_window(self):
         """Before the rows of an optimizer step: gradients are 0, where graphs add."""
@@ -63,28 +64,28 @@ class RowGraphs:
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
 
-    def run(self, row, variant, step):
-        """Results of step(row), gradients added to the parameters'.
+    def record(self, row, variant, step):
+        """Record step(row), unless a row of this shape was, without running it.
 
         row: packing.PackedRow on the CPU, in fixed shapes. variant: hashable, whatever
         else a recording of `step` depends on. step: from a row on the device to a tuple
-        of tensors.
+        of tensors. Returns: (the row that the recording reads, the recording).
         """
         key = (variant, *(tensor.shape for tensor in row.tensors().values()))
-        if key not in self._seen:
-            self._seen.add(key)
-            return step(row.on(self._device))
         if key not in self._recorded:
             tensors = row.on(self._device).tensors()
             static = replace(row, **{k: v.clone() for k, v in tensors.items()})
             one = next((graph for _, graph in self._recorded.values()), None)
             graph = self._record(lambda: step(static), beside=one)
             self._recorded[key] = static, graph
-        else:
-            static, graph = self._recorded[key]
-            fresh = row.on(self._device).tensors()
-            for name, tensor in static.tensors().items():
-                tensor.copy_(fresh[name])
+        return self._recorded[key]
+
+    def run(self, row, variant, step):
+        """Results of step(row), gradients added to the parameters'; as in `record`."""
+        static, graph = self.record(row, variant, step)
+        fresh = row.on(self._device).tensors()
+        for name, tensor in static.tensors().items():
+            tensor.copy_(fresh[name])
         graph.replay()
         return tuple(value.clone() for value in graph.result)
 

@@ -148,7 +148,7 @@ class _TiledLogProbs(torch.autograd.Function):
                 slopes.append(slope @ weight)
                 continue
             row_slope = slope[:, row_ids]
-            slope[:, row_ids] = 0
+            slope.index_fill_(1, row_ids, 0)
             slopes.append(torch.addmm(row_slope @ trained, slope, weight))
             row_slopes.append(row_slope)
         if training:

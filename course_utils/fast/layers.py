@@ -132,6 +132,8 @@ class DecoderLayers:
         def forward(hidden, *args, **kwargs):
             if not self.running or not torch.is_grad_enabled():
                 return original(hidden, *args, **kwargs)
+            if self._compile:
+                _tokens_vary(hidden, kwargs)
             if number < self._keeping:
                 if number == 0 and self._must_measure():
                     return self._measure(packed, hidden, *args, **kwargs)
@@ -156,3 +158,15 @@ class DecoderLayers:
         )
         self._bytes_per_token = size / (hidden.shape[0] * hidden.shape[1])
         return result
+
+
+def _tokens_vary(hidden, kwargs):
+    """Tell the compiler which size differs between rows, so that it compiles once."""
+    torch._dynamo.maybe_mark_dynamic(hidden, 1)
+    torch._dynamo.maybe_mark_dynamic(kwargs["position_ids"], 1)
+    for tensor in kwargs["position_embeddings"]:
+        torch._dynamo.maybe_mark_dynamic(tensor, 1)
+    ends = [kwargs.get(name) for name in ("cu_seq_lens_q", "cu_seq_lens_k")]
+    for tensor in (*kwargs.get("key_order", ()), *ends):
+        if tensor is not None:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -83,6 +83,14 @@ def _computing_dtype(x, base, low, four_bit):
     return dtype if base.compute_dtype == dtype else None
 
 
+# PyTorch's addmm leaves its operands alone, so a compiler copies the sum's first one.
+# An operation that says what it changes needs no copy.
+@torch.library.custom_op("course_utils::add_product_", mutates_args=("out",))
+def add_product_(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """out += left @ right, in place. out: (n, m); left: (n, k); right: (k, m)."""
+    out.addmm_(left, right)
+
+
 class _FusedLora(torch.autograd.Function):
     """x W' + scaling (x A') B', with gradients for x, A and B."""
 
@@ -102,7 +110,7 @@ class _FusedLora(torch.autograd.Function):
                 out = bitsandbytes.matmul_4bit(
                     flat, weight, quant_state, bias=None if bias is None else bias
                 )
-            out.addmm_(between, b.t())
+            add_product_(out, between, b.t())
         ctx.save_for_backward(flat, between, low, up, weight)
         ctx.scaling, ctx.quant_state, ctx.shape = scaling, quant_state, x.shape
         return out.view(*x.shape[:-1], -1)
@@ -121,7 +129,9 @@ class _FusedLora(torch.autograd.Function):
             else:
                 w = bitsandbytes.functional.dequantize_4bit(weight, ctx.quant_state)
                 w = w.to(dtype)
-            grad_x = torch.addmm(grad_between @ a, grad, w).view(ctx.shape)
+            grad_x = grad_between @ a
+            add_product_(grad_x, grad, w)
+            grad_x = grad_x.view(ctx.shape)
         if ctx.needs_input_grad[1]:
             grad_low = (grad_between.t() @ flat).to(low.dtype)
         if ctx.needs_input_grad[2]:

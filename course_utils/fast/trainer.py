@@ -140,6 +140,8 @@ class PackedORPOTrainer(ORPOTrainer):
             model = self.model
         rows = self._pack(groups)
         passes = rows + self._idle_rows(rows)
+        if self.cuda_graphs and self._graphs is None:
+            self._start_graphs(model, groups, rows, num_items_in_batch)
         take = self._recorded_step if self.cuda_graphs else self._step
         loss, scores = 0, []
         for number, row in enumerate(passes):
@@ -178,22 +180,36 @@ class PackedORPOTrainer(ORPOTrainer):
 
     def _recorded_step(self, model, row, num_items_in_batch, first):
         """As _step, by a CUDA graph. first: is it the first row of its window?"""
-        if self._graphs is None:
-            trained = [p for p in self.model.parameters() if p.requires_grad]
-            self._graphs = graphs.RowGraphs(trained, self.args.device)
         if first:
             self._graphs.start_window()
-        return self._graphs.run(
-            row,
-            # Whatever a recording cannot learn from the row.
+        return self._graphs.run(row, *self._to_record(model, row, num_items_in_batch))
+
+    def _to_record(self, model, row, num_items_in_batch):
+        """(whatever a recording cannot learn from the row, what to record)"""
+        return (
             (self.current_gradient_accumulation_steps, self._longest(row)),
             lambda on_device: self._step(model, on_device, num_items_in_batch),
         )
 
+    def _start_graphs(self, model, groups, rows, num_items_in_batch):
+        """Record rows of all usual lengths, so that training need not stop for it."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self._graphs = graphs.RowGraphs(trained, self.args.device)
+        self._graphs.start_window()
+        # Its result is not used: the window begins with gradients of 0 again.
+        self._step(model, rows[0].on(self.args.device), num_items_in_batch)
+        pairs = [pair for group in groups for pair in group]
+        shortest = min(pairs, key=packing.packed_length)
+        least = packing.packed_length(shortest, self.levers.shared_prefix)
+        budget = self.levers.token_budget if self.levers.packing else 0
+        # The longest first: the others then fit into its memory.
+        for tokens in range(_rounded_up(budget), least - 1, -graphs.TOKENS):
+            (row,) = self._pack([[shortest]], tokens, slots=self._slots(pairs))
+            self._graphs.record(row, *self._to_record(model, row, num_items_in_batch))
+
     def _longest(self, row):
         """Tokens that no sequence of a row exceeds: one number for all usual rows."""
-        usual = -(-self.max_length // graphs.TOKENS) * graphs.TOKENS
-        return max(usual, row.longest)
+        return max(_rounded_up(self.max_length), row.longest)
 
     def compute_loss(
         self, model, inputs, return_outputs=False, num_items_in_batch=None
@@ -221,17 +237,24 @@ class PackedORPOTrainer(ORPOTrainer):
             return torch.autocast(self.accelerator.device.type)
         return contextlib.nullcontext()
 
-    def _pack(self, groups):
-        multiple = 1 if self.attention == "sdpa" else attention.FLEX_BLOCK
+    def _pack(self, groups, multiple=None, slots=None):
+        """packing.pack_window; rows as attention and graphs want them, or as asked."""
         if self.cuda_graphs:
-            multiple = graphs.TOKENS
+            usual = graphs.TOKENS
+            slots = slots or self._slots([pair for group in groups for pair in group])
+        else:
+            usual = 1 if self.attention == "sdpa" else attention.FLEX_BLOCK
         return packing.pack_window(
             groups,
             self.levers.token_budget if self.levers.packing else 1,
             share_prefix=self.levers.shared_prefix,
-            multiple=multiple,
-            slots=graphs.PAIRS if self.cuda_graphs else None,
+            multiple=multiple or usual,
+            slots=slots,
         )
+
+    def _slots(self, pairs):
+        """Pairs that every row of a window of these has room for."""
+        return -(-len(pairs) // graphs.PAIRS) * graphs.PAIRS
 
     def _idle_rows(self, rows):
         """Rows without weight, up to the largest number of rows of any process.
@@ -387,6 +410,11 @@ class _WithPairs:
             for number, row in enumerate(features)
         ]
         return batch
+
+
+def _rounded_up(tokens):
+    """To what rows of CUDA graphs are padded."""
+    return -(-tokens // graphs.TOKENS) * graphs.TOKENS
 
 
 def _pairs(batch):
