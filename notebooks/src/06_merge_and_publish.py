@@ -700,7 +700,8 @@ table
 
 # %%
 into_base, into_nf4 = distances["original base"], gate.distance
-said = {name: f", and is {word[asked.passed]}" for name, asked in verdicts.items()}
+ends = {True: " and passes the gate", False: " and is refused"}
+said = {name: ends[verdict.passed] for name, verdict in verdicts.items()}
 print(
     f"Finding: merged into the dequantised base, the folder read by a new process is "
     f"{into_nf4.kl.value:.0e} nats a token from the trained model (noise "
