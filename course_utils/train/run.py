@@ -7,6 +7,7 @@ Every process runs all of this. What may only happen once, reading pairs and fil
 happens on the main process, and the others are told.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -144,6 +145,7 @@ def prepare(options, profile):
         "seed": config.seed,
         "token_rows": control_ids,
         "pairs": len(pairs),
+        "pairs_sha256": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
     }
     return trainer, pairs, settings
 
