@@ -86,6 +86,18 @@ def require_answer(scored, side, name):
         )
 
 
+def filling_pairs(tokens, most):
+    """Pairs without content that fill a row of `tokens` tokens, at most `most` of them.
+
+    For trying a row's shape out. Up to two tokens a pair are left for padding.
+    """
+    count = max(1, min(most, tokens // 16))
+    size = tokens // count // 2
+    chosen, rejected = np.zeros(size, int), np.ones(size, int)  # no common prefix
+    scored = np.ones(size, dtype=bool)
+    return [Pair(chosen, scored, rejected, scored)] * count
+
+
 def shared_prefix(first, second):
     """Number of leading tokens that two sequences of ids have in common.
 

@@ -88,7 +88,7 @@ def test_nf4_equals_the_sum_over_tensors_once_trl_prepared_it(
     assert got["tables"] == expected["embeddings and head"]
     assert got["adapter"] == expected["adapter"]
     assert memory.Settings.of_trainer(made) == replace(
-        settings, padded=True, attention="flex", head_tile=512
+        settings, padded=True, attention="varlen", head_tile=512
     )
 
 

@@ -221,3 +221,58 @@ def test_sums_and_means_are_per_pair():
     members = torch.tensor([[True, True, False], [False, True, True]])
     assert packing.sums(values, members).tolist() == [3.0, 6.0]
     assert packing.means(values, members).tolist() == [1.5, 3.0]
+
+
+@given(st.integers(1, 12).map(lambda n: 256 * n), st.integers(1, 40))
+def test_filling_pairs_fill_a_row(tokens, most):
+    pairs = packing.filling_pairs(tokens, most)
+    (row,) = packed([pairs], budget=tokens, multiple=256, slots=40)
+    assert 1 <= len(pairs) <= most
+    assert row.input_ids.shape == (1, tokens)
+    assert row.longest * 2 <= tokens or len(pairs) == 1
+
+
+@given(st.lists(pairs(), min_size=1, max_size=5), st.booleans(), st.integers(1, 9))
+def test_sequences_read_what_the_mask_shows(pairs, share, multiple):
+    """cu_queries ... key_second describe the dense mask, padding aside."""
+    (row,) = packed([pairs], share_prefix=share, multiple=multiple, slots=3)
+    tokens = row.input_ids.shape[1]
+    found = torch.zeros(tokens, tokens, dtype=torch.bool)
+    read = torch.zeros(tokens, dtype=torch.int64)
+    queries, keys = row.cu_queries.tolist(), row.cu_keys.tolist()
+    assert len(queries) == len(keys) == 2 * len(row.in_chosen) + 1 + 1
+    for q0, q1, k0, k1 in zip(queries, queries[1:], keys, keys[1:], strict=False):
+        for query in range(q0, q1):
+            # aligned at the end, as flash attention has it
+            sees = row.key_tokens[k0 : k1 - (q1 - 1 - query)]
+            found[query, sees] = True
+            assert len(sees) == len(set(sees.tolist()))
+        assert k1 - k0 <= row.longest
+        read[row.key_tokens[k0:k1]] += 1
+    assert queries[-1] == tokens
+    assert torch.equal(found, packing.visible(row.document, row.branch))
+    # Each token's key stands in one place or in two.
+    assert torch.equal(row.key_tokens[row.key_first], torch.arange(tokens))
+    twice = row.key_second >= 0
+    assert torch.equal(row.key_tokens[row.key_second[twice]], twice.nonzero()[:, 0])
+    assert torch.equal(read, 1 + twice.long())
+
+
+@given(st.lists(pairs(), min_size=1, max_size=4), st.integers(5, 9))
+def test_padding_to_slots_weighs_nothing(pairs, slots):
+    (plain,) = packed([pairs], multiple=8)
+    (padded,) = packed([pairs], multiple=8, slots=slots)
+    tokens = padded.input_ids.shape[1]
+    assert padded.in_chosen.shape == (slots, tokens)
+    assert padded.sources.shape == padded.targets.shape == (tokens,)
+    assert padded.key_tokens.shape == (2 * tokens,)
+    assert padded.lengths == plain.lengths
+    values = torch.randn(tokens, dtype=torch.float64)
+    for name, weight in (("in_chosen", "nll_weight"), ("chosen_answer", "pair_weight")):
+        few, many = getattr(plain, name), getattr(padded, name)
+        expected = packing.sums(values[: few.shape[1]], few) * getattr(plain, weight)
+        found = packing.means(values, many) * getattr(padded, weight)
+        assert torch.isfinite(found).all()
+        found = packing.sums(values, many) * getattr(padded, weight)
+        torch.testing.assert_close(found[: len(pairs)], expected)
+        assert not found[len(pairs) :].any()

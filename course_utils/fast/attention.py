@@ -109,10 +109,7 @@ def packed_attention(
 def _pair_by_pair(query, key, value, masks, scaling, lengths):
     """SDPA within each pair: no T x T mask, and nothing computed across pairs."""
     groups = query.shape[1] // key.shape[1]
-    shared = groups > 1 and query.device.type == "cpu"
-    if not shared:
-        # With a mask, SDPA's fast kernels on CUDA want as many keys as queries.
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     # split, not slices: its backward is one cat instead of a padded copy a pair.
     parts = zip(
         *(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True
@@ -120,12 +117,7 @@ def _pair_by_pair(query, key, value, masks, scaling, lengths):
     return torch.cat(
         [
             torch.nn.functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask[0, :length, :length],
-                scale=scaling,
-                enable_gqa=shared,
+                q, k, v, attn_mask=mask[0, :length, :length], scale=scaling
             )
             for (q, k, v), mask, length in zip(parts, masks, lengths, strict=True)
         ],

@@ -196,15 +196,20 @@ class PackedORPOTrainer(ORPOTrainer):
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self._graphs = graphs.RowGraphs(trained, self.args.device)
         self._graphs.start_window()
-        # Its result is not used: the window begins with gradients of 0 again.
-        self._step(model, rows[0].on(self.args.device), num_items_in_batch)
-        pairs = [pair for group in groups for pair in group]
-        shortest = min(pairs, key=packing.packed_length)
-        least = packing.packed_length(shortest, self.levers.shared_prefix)
+        slots = self._slots([pair for group in groups for pair in group])
         budget = self.levers.token_budget if self.levers.packing else 0
+        most = min(budget, 2 * self.max_length * slots)
         # The longest first: the others then fit into its memory.
-        for tokens in range(_rounded_up(budget), least - 1, -graphs.TOKENS):
-            (row,) = self._pack([[shortest]], tokens, slots=self._slots(pairs))
+        samples = [
+            row
+            for tokens in range(_rounded_up(most), 0, -graphs.TOKENS)
+            for row in self._pack([packing.filling_pairs(tokens, slots)], slots)
+        ]
+        # As they are, once: this measures, compiles and tunes. Results are not used:
+        # the window begins with gradients of 0 again.
+        for row in rows[:1] + samples:
+            self._step(model, row.on(self.args.device), num_items_in_batch)
+        for row in samples:
             self._graphs.record(row, *self._to_record(model, row, num_items_in_batch))
 
     def _longest(self, row):
@@ -237,18 +242,17 @@ class PackedORPOTrainer(ORPOTrainer):
             return torch.autocast(self.accelerator.device.type)
         return contextlib.nullcontext()
 
-    def _pack(self, groups, multiple=None, slots=None):
-        """packing.pack_window; rows as attention and graphs want them, or as asked."""
+    def _pack(self, groups, slots=None):
+        """packing.pack_window, in shapes that suit attention and graphs."""
+        multiple = 1 if self.attention == "sdpa" else attention.FLEX_BLOCK
         if self.cuda_graphs:
-            usual = graphs.TOKENS
+            multiple = graphs.TOKENS
             slots = slots or self._slots([pair for group in groups for pair in group])
-        else:
-            usual = 1 if self.attention == "sdpa" else attention.FLEX_BLOCK
         return packing.pack_window(
             groups,
             self.levers.token_budget if self.levers.packing else 1,
             share_prefix=self.levers.shared_prefix,
-            multiple=multiple or usual,
+            multiple=multiple,
             slots=slots,
         )
 

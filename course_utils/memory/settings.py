@@ -37,7 +37,7 @@ class Settings:
     checkpointing: are activations of a layer computed again in backward?
     trainer: "stock" (TRL's ORPOTrainer) or "fast" (fast.PackedORPOTrainer).
     log_prob_kernel: stock: does TRL's Triton kernel run (CUDA with Triton)?
-    token_budget, head_tile, attention: fast: as in fast.Levers; "flex" or "sdpa".
+    token_budget, head_tile, attention: fast: as in fast.Levers, not "auto".
     """
 
     precision: str = "nf4"
@@ -55,7 +55,7 @@ class Settings:
     log_prob_kernel: bool = True
     token_budget: int = 4096
     head_tile: int | None = 512
-    attention: str = "flex"
+    attention: str = "varlen"
 
     def __post_init__(self):
         known = {
@@ -63,7 +63,7 @@ class Settings:
             "compute": tuple(DTYPE_BYTES),
             "optim": tuple(OPTIMIZERS),
             "trainer": ("stock", "fast"),
-            "attention": ("flex", "sdpa"),
+            "attention": ("varlen", "flex", "sdpa"),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:

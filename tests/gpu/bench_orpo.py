@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 # Read when the libraries are first imported.
@@ -31,6 +32,11 @@ from course_utils import records  # noqa: E402
 
 DEFAULT_ARMS = ("stock", "fast")
 UNSLOTH = "unsloth"
+GROUPS = {
+    "all": list,
+    "ladder": lambda _: list(bench_parts.LADDER),
+    "ablations": lambda arms: [name for name in arms if name.startswith("fast, ")],
+}
 
 
 def main(arguments=None):
@@ -47,42 +53,62 @@ def main(arguments=None):
         scratch = Path(scratch)
         options.checkpoint = options.checkpoint or str(scratch / "twin")
         lengths = lengths_of(options, shape)
-        results = {name: [] for name in chosen}
-        prepared = None
+        peak = bench_parts.measured_flops_per_second()
+        results, failures, prepared = {}, {}, None
         for number in range(options.rounds):
-            for name in chosen:
-                if name == UNSLOTH:
-                    result = run_unsloth(options, shape, lengths, scratch)
-                else:
-                    prepared = prepared or bench_parts.Prepared(
-                        shape, options.checkpoint, lengths, options.seed
-                    )
-                    result = bench_parts.run_arm(
-                        prepared, *arms[name], options.warmup, options.steps,
-                        options.seed, scratch / "run",
-                    )  # fmt: skip
-                results[name].append(result)
+            for name in [name for name in chosen if name not in failures]:
+                try:
+                    if name == UNSLOTH:
+                        result = run_unsloth(options, shape, lengths, scratch)
+                    else:
+                        prepared = prepared or bench_parts.Prepared(
+                            shape, options.checkpoint, lengths, options.seed
+                        )
+                        result = bench_parts.run_arm(
+                            prepared, *arms[name], options.warmup, options.steps,
+                            options.seed, scratch / "run",
+                        )  # fmt: skip
+                except Exception as error:  # the others' results are not to be lost
+                    if options.rounds == 1 and len(chosen) == 1:
+                        raise
+                    traceback.print_exc()
+                    failures[name] = f"{type(error).__name__}: {error}"[:500]
+                    results.pop(name, None)
+                    prepared = None  # its model may be left half dressed
+                    continue
+                results.setdefault(name, []).append(result)
                 note = f"round {number + 1}: {name}, {result['seconds']:.2f} s"
                 print(note, file=sys.stderr, flush=True)
-        peak = bench_parts.measured_flops_per_second()
-    record = records.describe_run(command(arguments), start) | {
-        "shape": options.shape,
-        "recipe": bench_parts.RECIPE | shape.changes,
-        "levers": {n: arms[n][0] and vars(arms[n][0]) for n in chosen if n in arms},
-        "seed": options.seed,
-        "threads": torch.get_num_threads(),
-        "warmup_steps": options.warmup,
-        "steps": options.steps,
-        "lengths": describe_lengths(lengths, prepared),
-        "matrix_flops_per_second": peak,
-        "rounds": results,
-    }
-    record["arms"] = summarise(results, peak)
+                record = records.describe_run(command(arguments), start) | {
+                    "shape": options.shape,
+                    "recipe": bench_parts.RECIPE | shape.changes,
+                    "levers": {
+                        n: arms[n][0] and vars(arms[n][0]) for n in results if n in arms
+                    },
+                    "seed": options.seed,
+                    "threads": torch.get_num_threads(),
+                    "warmup_steps": options.warmup,
+                    "steps": options.steps,
+                    "lengths": describe_lengths(lengths, prepared),
+                    "matrix_flops_per_second": peak,
+                    "rounds": results,
+                    "failures": failures,
+                }
+                record["arms"] = summarise(results, peak)
+                if options.json:  # after each arm, so that a time limit loses nothing
+                    save(record, options.json)
     print(table(record))
-    if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
+    if failures:
+        raise SystemExit(f"failed: {failures}")
     return record
+
+
+def save(record, path):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".part")
+    half.write_text(json.dumps(record, indent=1) + "\n")
+    half.replace(path)
 
 
 def parse(arguments):
@@ -91,7 +117,10 @@ def parse(arguments):
     )
     parser.add_argument("--shape", choices=bench_parts.SHAPES, required=True)
     parser.add_argument(
-        "--arms", nargs="+", default=DEFAULT_ARMS, help="names, or all, or unsloth"
+        "--arms",
+        nargs="+",
+        default=DEFAULT_ARMS,
+        help="names, all, ladder, ablations, unsloth",
     )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=3, help="steps before the clock")
@@ -111,8 +140,8 @@ def parse(arguments):
 
 def pick(wanted, arms):
     """The arms asked for. Raises SystemExit for an unknown one, naming the others."""
-    if list(wanted) == ["all"]:
-        return list(arms)
+    groups = [GROUPS[name](arms) if name in GROUPS else [name] for name in wanted]
+    wanted = [name for group in groups for name in group]
     unknown = [name for name in wanted if name not in arms and name != UNSLOTH]
     if unknown:
         known = ", ".join(f"{name!r}" for name in [*arms, UNSLOTH])
@@ -217,7 +246,8 @@ def summarise(results, flops_per_second):
                 row[f"times_faster_in_{kind}"] = median_with_interval(
                     [
                         (a[kind] / a["pairs"]) / (b[kind] / b["pairs"])
-                        for a, b in zip(first, rounds, strict=True)
+                        # in a round that is not over, some arms have one result less
+                        for a, b in zip(first, rounds, strict=False)
                     ]
                 )
         summary[name] = row

@@ -87,10 +87,34 @@ SHAPES = {
     "llama3-8b": Shape(
         twin="llama3-8b",
         changes={"bf16": True},
-        fast=Levers(token_budget=4096, activation_gib=3),
-        lean=Levers(token_budget=2048, head_tile=128, activation_gib=0),
+        # Together no more than TRL takes for the same recipe.
+        fast=Levers(token_budget=4096, activation_gib=5.3),
+        lean=Levers(token_budget=1536, head_tile=128, activation_gib=0),
     ),
 }  # fmt: skip
+
+
+# From TRL's trainer to the fast one, a lever at a time, in the order of the notebook.
+LADDER = {
+    "packed rows": {},
+    "+ head in tiles": {"head_tile": 512},
+    "+ shared prefix": {"shared_prefix": True},
+    "+ fused LoRA": {"fused_lora": True},
+    "+ compiled layers": {"compile_layers": "auto"},
+    "+ CUDA graphs": {"cuda_graphs": "auto"},
+}
+_FOOT = {
+    "head_tile": None, "shared_prefix": False, "fused_lora": False,
+    "compile_layers": False, "cuda_graphs": False, "activation_gib": None,
+}  # fmt: skip
+
+
+def ladder(fast):
+    """{arm: levers}: each has one lever more than the one before; `fast` is next."""
+    levers, out = replace(fast, **_FOOT), {}
+    for name, change in LADDER.items():
+        levers = out[name] = replace(levers, **change)
+    return out
 
 
 def arms(shape):
@@ -102,6 +126,8 @@ def arms(shape):
         "fast, head in one piece": {"head_tile": None},
         "fast, PEFT's LoRA": {"fused_lora": False},
         "fast, layers not compiled": {"compile_layers": False},
+        "fast, no CUDA graphs": {"cuda_graphs": False},
+        "fast, FlexAttention": {"attention": "flex", "cuda_graphs": False},
         "fast, checkpointing as configured": {"activation_gib": None},
         "fast, metrics fetched": {"deferred_metrics": False},
     }
@@ -113,6 +139,8 @@ def arms(shape):
         ),
         "fast": (fast, {}),
         "lean": (shape.lean, {}),
+        "fast, all activations kept": (replace(fast, activation_gib=100), {}),
+        **{name: (levers, {}) for name, levers in ladder(fast).items()},
         **{name: (replace(fast, **change), {}) for name, change in without.items()},
     }
 
@@ -321,6 +349,8 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder):
     if torch.cuda.is_available():
         result["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
         result["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
+        free, total = torch.cuda.mem_get_info()
+        result["device_gib"] = (total - free) / GIB  # at the end, graphs themselves too
     if levers is not None:
         result["graphs"] = f"{trainer.cuda_graphs}: {trainer.graphs_reason}"
         result["attention"] = f"{trainer.attention}: {trainer.attention_reason}"

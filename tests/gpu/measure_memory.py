@@ -98,11 +98,13 @@ def make_trainer(model, tokenizer, settings, folder):
     rows = list(range(128_006, 128_006 + settings.token_rows))
     kind, extra = ORPOTrainer, {}
     if settings.trainer == "fast":
-        # The prediction is for layers as they are; a compiler may keep less.
+        # The prediction is for layers as they are; a compiler may keep less. Of what
+        # graphs replay PyTorch's allocator sees nothing.
         levers = Levers(
             token_budget=settings.token_budget,
             head_tile=settings.head_tile,
             compile_layers=False,
+            cuda_graphs=False,
         )
         kind, extra = PackedORPOTrainer, {"levers": levers}
     made = kind(
@@ -228,14 +230,22 @@ def main(arguments=None):
     parser.add_argument("twin", help="folder of a twin (python -m course_utils.twin)")
     parser.add_argument("--only", default="", help="settings whose name contains this")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, small")
+    parser.add_argument("--add", action="store_true", help="keep what was measured")
     parser.add_argument("--out", type=Path, help="instead of the package's own record")
     options = parser.parse_args(arguments)
     if not options.rehearse and not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here; --rehearse runs it small on the CPU")
-    if options.out is None and (options.rehearse or options.only):
+    partly = options.only and not options.add
+    if options.out is None and (options.rehearse or partly):
         parser.error("this is not the whole measurement: name a file with --out")
     out = options.out or RECORD
     start, runs, loaded, model = time.perf_counter(), [], None, None
+    if options.add:
+        runs = [
+            run
+            for run in json.loads(out.read_text())["runs"]
+            if options.only not in run["name"]
+        ]
     tokenizer = AutoTokenizer.from_pretrained(options.twin)
     command = "python tests/gpu/measure_memory.py TWIN" + " --rehearse" * (
         options.rehearse
