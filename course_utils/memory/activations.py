@@ -119,7 +119,8 @@ def backward_bytes(config, settings):
     once in float32 and three times in 16 bit, 10 I T in all. The residual stream's
     gradient is alive all the time. With checkpointing the layer's own `layer_bytes`
     come back; its input, the checkpoint, counts already where the residual stream is in
-    float32. NF4 weights are unpacked one matrix at a time.
+    float32. NF4 weights are unpacked one matrix at a time; the fast trainer has let go
+    of down's when the MLP's product is at its fullest.
     """
     hidden, inner, tokens = (
         config.hidden_size,
@@ -130,13 +131,16 @@ def backward_bytes(config, settings):
     gradients = 3 * wide
     if settings.trainer == "stock" and wide == 2 and "down_proj" in settings.targets:
         gradients = 4 + 3 * 2
+    unpacked = hidden * inner * settings.compute_bytes * (settings.precision == "nf4")
     adds = inner * tokens * (gradients - settings.compute_bytes)
+    if settings.trainer == "stock":
+        adds += unpacked
+    else:
+        adds = max(adds, inner * tokens * wide + unpacked)
     adds += hidden * tokens * hidden_bytes(settings)
     if settings.checkpointing:
         adds += layer_bytes(config, settings)
         adds -= hidden * tokens * 4 if hidden_bytes(settings) == 4 else 0
-    if settings.precision == "nf4":
-        adds += hidden * inner * settings.compute_bytes
     return adds
 
 
