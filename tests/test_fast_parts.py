@@ -4,8 +4,10 @@ import copy
 import itertools
 import random
 
+import bitsandbytes
 import pytest
 import torch
+from bitsandbytes.optim import optimizer
 from datasets import Dataset
 from fast_harness import (
     assert_same_window,
@@ -18,7 +20,7 @@ from fast_harness import (
     tokenizer,
     trained,
 )
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from tiny_llama import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl.experimental.orpo import ORPOTrainer
@@ -369,6 +371,25 @@ def test_flex_attention_computes_in_the_precision_of_autocast():
     torch.testing.assert_close(rounded.float(), exact, rtol=0.02, atol=0.02)
 
 
+# ---- waits ----
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_optimizer_waits_for_the_gpu_only_if_it_must_not_run_ahead(
+    tmp_path, monkeypatch, ahead
+):
+    waited = []
+    monkeypatch.setattr(optimizer, "sync_gpu", waited.append)
+    settings = {"optim": "paged_adamw_8bit", "max_steps": 2, "dtype": torch.float32}
+    trainer = packed_trainer(tmp_path, levers=Levers(run_ahead=ahead), **settings)
+    assert trainer.accelerator.non_blocking is ahead
+    trainer.train()
+    tensors = len(trained(trainer.model))
+    # bitsandbytes waits after each tensor, and once more when memory is paged.
+    assert len(waited) == (0 if ahead else 2 * (tensors + 1))
+    assert optimizer.sync_gpu == waited.append
+
+
 # ---- head ----
 
 
@@ -504,6 +525,49 @@ def test_layers_in_other_states_are_left_to_peft():
     _, layer = lora_layer()
     layer.lora_A.double()
     assert fused_forward(layer, lambda x: "peft")(torch.ones(1, 3, 16)) == "peft"
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_what_a_small_adapter_changes_survives_rounding(four_bit):
+    """At the start of training an adapter's change is below the output's last bit."""
+    torch.manual_seed(0)
+    base = torch.nn.Linear(256, 256, bias=False)
+    if four_bit:
+        packed = bitsandbytes.nn.Linear4bit(
+            256, 256, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16
+        )
+        packed.load_state_dict(base.state_dict())
+        base = packed.to("cpu")
+    model = torch.nn.Sequential(base.to(torch.bfloat16)).requires_grad_(False)
+    peft = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["0"], init_lora_weights=False)
+    )
+    layer = peft.base_model.model[0]
+    layer.lora_A.bfloat16(), layer.lora_B.bfloat16()
+    layer.lora_B["default"].weight.data *= 3e-4
+    x = torch.randn(400, 256).bfloat16()
+    with torch.no_grad():
+        found = fused_forward(layer, None)(x).double()
+        weight = (
+            bitsandbytes.functional.dequantize_4bit(
+                base.weight, base.weight.quant_state
+            )
+            if four_bit
+            else base.weight
+        )
+        plain = x.double() @ weight.double().t()
+        change = layer.lora_B["default"](layer.lora_A["default"](x)).double()
+        change *= layer.scaling["default"]
+    last_bit = 2**-8 * plain.abs().mean()
+    assert change.abs().mean() < last_bit / 4
+
+    # How much of the change is in the output: the slope of one over the other.
+    def arrived(output):
+        return ((output - plain) * change).sum() / (change**2).sum()
+
+    assert arrived(found) == pytest.approx(1, abs=0.1)
+    too_late = (plain.bfloat16() + change.bfloat16()).double()
+    assert arrived(too_late) < 0.7
 
 
 def test_other_kinds_of_layers_are_not_fused():

@@ -34,6 +34,9 @@ class Levers:
         configuration's gradient_checkpointing, all layers or none.
     deferred_metrics: leave metrics on the device until they are logged. The Trainer
         itself still waits at every step unless logging_nan_inf_filter is off.
+    run_ahead: let the CPU prepare a step while the GPU works on the one before: batches
+        are copied without waiting, and bitsandbytes' optimizers, which wait for the GPU
+        after each of the adapter's tensors, do not wait.
     """
 
     shared_prefix: bool = True
@@ -46,6 +49,7 @@ class Levers:
     cuda_graphs: bool | str = "auto"
     activation_gib: float | None = None
     deferred_metrics: bool = True
+    run_ahead: bool = True
 
     def __post_init__(self):
         for name in ("token_budget", "head_tile"):

@@ -91,8 +91,55 @@ def add_product_(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> 
     out.addmm_(left, right)
 
 
+# One operation, so that a compiler cannot keep the unpacked matrix for backward.
+@torch.library.custom_op("course_utils::add_4bit_product_", mutates_args=("out",))
+def add_4bit_product_(
+    out: torch.Tensor,
+    left: torch.Tensor,
+    packed: torch.Tensor,
+    scales: list[torch.Tensor],
+    blocks: list[int],
+    kind: str,
+    shape: list[int],
+    dtype: torch.dtype,
+    transposed: bool,
+) -> None:
+    """out += left @ W, or left @ W.T, in place, for a W in 4 bit.
+
+    packed, scales, blocks, kind, shape, dtype: W as `_packed` takes it apart.
+    """
+    absmax = scales[0]
+    if len(scales) > 1:
+        absmax = torch.ops.bitsandbytes.dequantize_blockwise(
+            absmax, scales[1], scales[2], blocks[1], torch.float32
+        )
+        absmax += scales[3]
+    weight = torch.ops.bitsandbytes.dequantize_4bit(
+        packed, absmax, blocks[0], kind, shape, dtype
+    ).to(out.dtype)
+    out.addmm_(left, weight.t() if transposed else weight)
+
+
+def _packed(weight, state):
+    """A bitsandbytes weight in 4 bit as plain arguments of an operation.
+
+    Returns: (bytes, [absmax] or, where that is quantised as well, [its bytes, their
+    absmax, code, offset], block sizes, "nf4" or "fp4", shape, dtype).
+    """
+    scales, blocks = [state.absmax], [state.blocksize]
+    if state.nested:
+        scales += [state.state2.absmax, state.state2.code, state.offset]
+        blocks.append(state.state2.blocksize)
+    return weight, scales, blocks, state.quant_type, list(state.shape), state.dtype
+
+
 class _FusedLora(torch.autograd.Function):
-    """x W' + scaling (x A') B', with gradients for x, A and B."""
+    """x W' + scaling (x A') B', with gradients for x, A and B.
+
+    The small product comes first and the large one is added to it. The other way round
+    the large one would be rounded to 16 bit before an adapter's change, far smaller
+    than its last bit at the start of training, were added, and lost.
+    """
 
     @staticmethod
     def forward(ctx, x, low, up, scaling, weight, bias, quant_state):
@@ -101,16 +148,13 @@ class _FusedLora(torch.autograd.Function):
             flat = x.flatten(0, -2)  # (tokens, in)
             a, b = low.to(x.dtype), up.to(x.dtype)
             between = (flat @ a.t()).mul_(scaling)  # (tokens, r)
+            out = between @ b.t()
+            if bias is not None:
+                out += bias.to(x.dtype)
             if quant_state is None:
-                w = weight.to(x.dtype)
-                out = torch.nn.functional.linear(
-                    flat, w, None if bias is None else bias.to(x.dtype)
-                )
+                add_product_(out, flat, weight.to(x.dtype).t())
             else:
-                out = bitsandbytes.matmul_4bit(
-                    flat, weight, quant_state, bias=None if bias is None else bias
-                )
-            add_product_(out, between, b.t())
+                add_4bit_product_(out, flat, *_packed(weight, quant_state), True)
         ctx.save_for_backward(flat, between, low, up, weight)
         ctx.scaling, ctx.quant_state, ctx.shape = scaling, quant_state, x.shape
         return out.view(*x.shape[:-1], -1)
@@ -124,13 +168,12 @@ class _FusedLora(torch.autograd.Function):
         grad_between = (grad @ b).mul_(ctx.scaling)
         grad_x = grad_low = grad_up = None
         if ctx.needs_input_grad[0]:
-            if ctx.quant_state is None:
-                w = weight.to(dtype)
-            else:
-                w = bitsandbytes.functional.dequantize_4bit(weight, ctx.quant_state)
-                w = w.to(dtype)
             grad_x = grad_between @ a
-            add_product_(grad_x, grad, w)
+            if ctx.quant_state is None:
+                add_product_(grad_x, grad, weight.to(dtype))
+            else:
+                packed = _packed(weight, ctx.quant_state)
+                add_4bit_product_(grad_x, grad, *packed, False)
             grad_x = grad_x.view(ctx.shape)
         if ctx.needs_input_grad[1]:
             grad_low = (grad_between.t() @ flat).to(low.dtype)

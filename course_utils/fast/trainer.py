@@ -23,7 +23,7 @@ import torch
 from trl.experimental.orpo import ORPOTrainer
 
 from course_utils import packing
-from course_utils.fast import attention, graphs, head
+from course_utils.fast import attention, graphs, head, waits
 from course_utils.fast.layers import DecoderLayers
 from course_utils.fast.levers import (
     Levers,
@@ -68,6 +68,8 @@ class PackedORPOTrainer(ORPOTrainer):
         self.cuda_graphs, self.graphs_reason = choose_graphs(
             self.levers.cuda_graphs, self.attention, graphs.obstacles(self)
         )
+        if self.levers.run_ahead:
+            self.accelerator.dataloader_config.non_blocking = True
         self.rows_must_match = self.is_fsdp_enabled
         self._graphs = None  # while training with them: the recorded rows
         self._layers = None  # while the model is dressed: its DecoderLayers
@@ -102,8 +104,14 @@ class PackedORPOTrainer(ORPOTrainer):
             self.model.config._attn_implementation = self._attention_before
 
     def train(self, *args, **kwargs):
+        optimizer_runs = (
+            waits.optimizer_runs_ahead()
+            if self.levers.run_ahead
+            else contextlib.nullcontext()
+        )
         try:
-            return super().train(*args, **kwargs)
+            with optimizer_runs:
+                return super().train(*args, **kwargs)
         finally:
             self.undress()
 

@@ -102,10 +102,12 @@ LADDER = {
     "+ fused LoRA": {"fused_lora": True},
     "+ compiled layers": {"compile_layers": "auto"},
     "+ CUDA graphs": {"cuda_graphs": "auto"},
+    "+ running ahead": {"run_ahead": True},
 }
 _FOOT = {
     "head_tile": None, "shared_prefix": False, "fused_lora": False,
-    "compile_layers": False, "cuda_graphs": False, "activation_gib": None,
+    "compile_layers": False, "cuda_graphs": False, "run_ahead": False,
+    "activation_gib": None,
 }  # fmt: skip
 
 
@@ -130,6 +132,7 @@ def arms(shape):
         "fast, FlexAttention": {"attention": "flex", "cuda_graphs": False},
         "fast, checkpointing as configured": {"activation_gib": None},
         "fast, metrics fetched": {"deferred_metrics": False},
+        "fast, waiting optimizer": {"run_ahead": False},
     }
     return {
         "stock": (None, {}),
