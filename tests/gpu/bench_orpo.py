@@ -170,7 +170,15 @@ def describe_lengths(lengths, prepared):
 
 
 def command(arguments):
-    return " ".join(["python tests/gpu/bench_orpo.py", *arguments])
+    """The command line, with names in the place of one machine's paths."""
+    of_paths = {
+        "--checkpoint": "TWIN", "--json": "FILE", "--unsloth-path": "FOLDER",
+        "--lengths": "LENGTHS",
+    }  # fmt: skip
+    words = ["python tests/gpu/bench_orpo.py"]
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        words.append(of_paths.get(before) or (f'"{word}"' if " " in word else word))
+    return " ".join(words)
 
 
 def run_unsloth(options, shape, lengths, scratch):
