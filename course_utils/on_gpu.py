@@ -39,16 +39,20 @@ def caption(record):
 def table(record):
     """One dict a notebook: {"notebook", "l4: min", "l4: GiB", …}; record: or None.
 
-    GiB are the most that the kernel had allocated on the GPU; a notebook that broke
-    says so in their place.
+    GiB are the most that the kernel had allocated on the GPU; a notebook that broke, or
+    that the run's time limit cut off, says so in the place of its minutes.
     """
     rows = {}
     for run in record["runs"] if record else []:
         row = rows.setdefault(run["notebook"], {"notebook": run["notebook"][:2]})
         profile = run["profile"]
-        row[f"{profile}: min"] = f"{run['minutes']:.1f}" if run["ok"] else "broke"
+        row[f"{profile}: min"] = f"{run['minutes']:.1f}" if run["ok"] else _why(run)
         row[f"{profile}: GiB"] = f"{run['peak_gib']:.1f}" if run["ok"] else "–"
     return list(rows.values())
+
+
+def _why(run):
+    return "cut off" if run["error"].startswith("stopped after") else "broke"
 
 
 def clause(notebook, record):
@@ -61,8 +65,9 @@ def clause(notebook, record):
     if not runs:
         return ""
     took = ", ".join(
-        f"`{run['profile']}` {run['minutes']:.1f} min and {run['peak_gib']:.1f} GiB of "
-        "GPU memory"
+        f"`{run['profile']}` {run['minutes']:.1f} min and "
+        + (f"{run['peak_gib']:.1f} GiB of" if run["peak_gib"] >= 0.05 else "no")
+        + " GPU memory"
         for run in runs
     )
     return (
