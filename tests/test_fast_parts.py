@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+import types
 
 import bitsandbytes
 import pytest
@@ -25,7 +26,7 @@ from tiny_llama import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl.experimental.orpo import ORPOTrainer
 
-from course_utils import packing
+from course_utils import memory, packing
 from course_utils.fast import (
     Levers,
     PackedORPOTrainer,
@@ -34,6 +35,7 @@ from course_utils.fast import (
     head,
     layers,
     levers,
+    waits,
 )
 from course_utils.fast.lora import fused_forward
 
@@ -221,6 +223,25 @@ def test_saved_bytes_counts_what_backward_needs_but_no_weights():
     assert layers.saved_bytes(lambda: inputs.detach().exp(), layer)[1] == 0
 
 
+def test_activations_may_fill_what_the_calculator_leaves(tmp_path, monkeypatch):
+    auto = Levers(activation_gib="auto")
+    trainer = packed_trainer(tmp_path, levers=auto, dtype=torch.float32)
+    assert trainer.levers.activation_gib is None  # no GPU: as the configuration says
+    card = types.SimpleNamespace(total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(
+        torch.cuda, "get_per_process_memory_fraction", lambda device: 0.5
+    )
+    spare = memory.spare_gib(trainer)
+    # This model is tiny: all of the half card but CUDA's context and work space.
+    assert 4 - memory.ALLOWANCE_GIB - 0.1 < spare < 4 - memory.ALLOWANCE_GIB
+    card.total_memory = 2**29
+    assert memory.spare_gib(trainer) == 0
+    plain = make_trainer(PackedORPOTrainer, tmp_path)
+    with pytest.raises(ValueError, match="knows LoRA trainings only"):
+        memory.spare_gib(plain)
+
+
 def test_layers_that_fit():
     assert layers.layers_that_fit(100, 30, 32) == 3
     assert layers.layers_that_fit(100, 30, 2) == 2
@@ -388,6 +409,14 @@ def test_the_optimizer_waits_for_the_gpu_only_if_it_must_not_run_ahead(
     # bitsandbytes waits after each tensor, and once more when memory is paged.
     assert len(waited) == (0 if ahead else 2 * (tensors + 1))
     assert optimizer.sync_gpu == waited.append
+
+
+def test_the_state_is_saved_when_the_gpu_is_done_with_it(tmp_path, monkeypatch):
+    caught_up = []
+    monkeypatch.setattr(waits, "catch_up", lambda: caught_up.append(1))
+    trainer = packed_trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert len(caught_up) == 3 + 1  # at each checkpoint, and at the end
 
 
 # ---- head ----

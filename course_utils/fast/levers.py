@@ -30,8 +30,9 @@ class Levers:
         them: thousands of kernels with one launch. Rows are padded to a multiple of
         graphs.TOKENS. True, False or "auto".
     activation_gib: GiB that decoder layers may fill with what backward needs. As many
-        layers as fit keep it, the others compute it again. None: follow the
-        configuration's gradient_checkpointing, all layers or none.
+        layers as fit keep it, the others compute it again. "auto": what the calculator
+        of notebook 03 leaves of the GPU. None: follow the configuration's
+        gradient_checkpointing, all layers or none; "auto" does so without a GPU.
     deferred_metrics: leave metrics on the device until they are logged. The Trainer
         itself still waits at every step unless logging_nan_inf_filter is off.
     run_ahead: let the CPU prepare a step while the GPU works on the one before: batches
@@ -47,7 +48,7 @@ class Levers:
     attention: str = "auto"
     compile_layers: bool | str = "auto"
     cuda_graphs: bool | str = "auto"
-    activation_gib: float | None = None
+    activation_gib: float | str | None = None
     deferred_metrics: bool = True
     run_ahead: bool = True
 
@@ -61,7 +62,9 @@ class Levers:
                 "attention must be 'auto', 'varlen', 'flex' or 'sdpa', got "
                 f"{self.attention!r}."
             )
-        if self.activation_gib is not None and self.activation_gib < 0:
+        if self.activation_gib in (None, "auto"):
+            return
+        if self.activation_gib < 0:
             raise ValueError(
                 f"activation_gib must be >= 0, got {self.activation_gib}: it is the "
                 "memory for activations, 0 lets every layer compute them again."

@@ -22,7 +22,7 @@ from dataclasses import replace
 import torch
 from trl.experimental.orpo import ORPOTrainer
 
-from course_utils import packing
+from course_utils import memory, packing
 from course_utils.fast import attention, graphs, head, waits
 from course_utils.fast.layers import DecoderLayers
 from course_utils.fast.levers import (
@@ -68,6 +68,9 @@ class PackedORPOTrainer(ORPOTrainer):
         self.cuda_graphs, self.graphs_reason = choose_graphs(
             self.levers.cuda_graphs, self.attention, graphs.obstacles(self)
         )
+        if self.levers.activation_gib == "auto":
+            spare = memory.spare_gib(self) if device.type == "cuda" else None
+            self.levers = replace(self.levers, activation_gib=spare)
         if self.levers.run_ahead:
             self.accelerator.dataloader_config.non_blocking = True
         self.rows_must_match = self.is_fsdp_enabled
@@ -114,6 +117,10 @@ class PackedORPOTrainer(ORPOTrainer):
                 return super().train(*args, **kwargs)
         finally:
             self.undress()
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        waits.catch_up()
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def evaluation_loop(self, *args, **kwargs):
         before = self._layers

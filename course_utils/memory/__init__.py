@@ -12,6 +12,7 @@ from course_utils.memory.advice import (
     Change,
     Fit,
     fits,
+    spare_gib,
     what_would_save,
 )
 from course_utils.memory.settings import Settings
@@ -27,6 +28,7 @@ __all__ = [
     "Settings",
     "fits",
     "predict",
+    "spare_gib",
     "static_bytes",
     "weight_shapes",
     "what_would_save",

@@ -6,6 +6,9 @@ Does not know: how a prediction is made (`step`).
 
 from dataclasses import dataclass, replace
 
+import torch
+
+from course_utils.memory.settings import Settings
 from course_utils.memory.step import predict
 
 # What torch.cuda.get_device_properties shows, in GiB; less than the label says.
@@ -181,3 +184,23 @@ def _together(config, settings, short_by_gib):
     return Change(
         " and ".join(names), values, saved, saved >= short_by_gib, "all of these costs"
     )
+
+
+def spare_gib(trainer):
+    """GiB of its GPU that a fast trainer leaves if it checkpoints every layer, or 0.0.
+
+    Counts the part of the GPU that this process may use
+    (torch.cuda.set_per_process_memory_fraction). Raises: ValueError if the trainer has
+    no LoRA adapter, which is all that the formulas know.
+    """
+    if not hasattr(trainer.model, "peft_config"):
+        raise ValueError(
+            "activation_gib='auto' asks a calculator that knows LoRA trainings only. "
+            "Give the GiB as a number, or pass a peft_config."
+        )
+    device = trainer.args.device
+    settings = replace(Settings.of_trainer(trainer), checkpointing=True)
+    needs = predict(trainer.model.config, settings).peak_gib + ALLOWANCE_GIB
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return max(0.0, total * share - needs)
