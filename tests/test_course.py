@@ -7,7 +7,16 @@ from copy import deepcopy
 import pytest
 from nbformat.v4 import new_output
 
-from course_utils import console, course, execution, hygiene, notebooks, pages, places
+from course_utils import (
+    console,
+    course,
+    execution,
+    hygiene,
+    notebooks,
+    on_gpu,
+    pages,
+    places,
+)
 
 FIRST = """\
 # %% [markdown]
@@ -65,8 +74,9 @@ def kernel(monkeypatch):
 
 
 @pytest.fixture
-def built(root, kernel):
-    """The small course with its notebooks built."""
+def built(root, kernel, monkeypatch):
+    """The small course with its notebooks built, none of them recorded on a GPU."""
+    monkeypatch.setattr(on_gpu, "load", lambda: None)
     assert course.build_notebooks(root) == 0
     kernel.clear()
     return root

@@ -100,8 +100,18 @@ def notebook_call(name, having):
     return found
 
 
+def notebook_value(name):
+    """The expression that notebook 04 gives this name."""
+    path = places.checkout() / "notebooks" / "src" / "04_orpo_training.py"
+    text = path.read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^{name} = (.+)$", text, flags=re.M)
+    return found
+
+
 def value_in(expression, profile):
-    return eval(ast.unparse(expression), {"profile": profile, "models": models})
+    names = {"profile": profile, "models": models}
+    names["STEPS"] = eval(notebook_value("STEPS"), names)
+    return eval(ast.unparse(expression), names)
 
 
 @pytest.mark.parametrize("name", PROFILES)
