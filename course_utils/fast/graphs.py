@@ -2,10 +2,10 @@
 
 Knows: CUDA graphs, gradients. Does not know: what a step computes.
 
-A row of Llama 3 8B is some 6,000 kernels, and a CPU takes longer to launch these than a
-fast GPU to run them. A graph launches them all at once. It reads and writes the same
-memory each time, so rows are copied to where it reads, and rows of another shape need
-another graph.
+A row of Llama 3 8B is thousands of kernels, and a CPU can take longer to launch these
+than a fast GPU to run them. A graph launches them all at once. It reads and writes the
+same memory each time, so rows are copied to where it reads, and rows of another shape
+need another graph.
 """
 
 from dataclasses import replace

@@ -69,8 +69,12 @@ class DecoderLayers:
         # The compiler keeps whatever enters a matrix product of the backward pass, such
         # as the widest tensor of a layer, silu(gate) * up; made again from what is kept
         # anyway, without any product, it costs next to nothing.
-        self._settings = functorch_config.patch(
-            ban_recompute_materialized_backward=False
+        # DDP's optimizer would cut each layer's graph at the borders of gradient
+        # buckets. With a graph a layer there is nothing to gain by that, and
+        # FlexAttention's inner graphs cannot be cut.
+        self._settings = (
+            functorch_config.patch(ban_recompute_materialized_backward=False),
+            torch._dynamo.config.patch(optimize_ddp=False),
         )
         self.running = False
 
@@ -87,7 +91,8 @@ class DecoderLayers:
         for number, layer in enumerate(self.layers):
             layer.gradient_checkpointing = False
             layer.forward = self._dispatch(number, layer.forward)
-        self._settings.__enter__()
+        for setting in self._settings:
+            setting.__enter__()
 
     def _fuse(self, module):
         forward = fused_forward(module, module.forward)
@@ -97,7 +102,8 @@ class DecoderLayers:
 
     def undress(self):
         """Leave all modules as they were before `dress`."""
-        self._settings.__exit__(None, None, None)
+        for setting in self._settings:
+            setting.__exit__(None, None, None)
         for module, forward, checkpointed in reversed(self._before):
             if forward is None:
                 del module.forward
@@ -122,10 +128,6 @@ class DecoderLayers:
     def _dispatch(self, number, original):
         packed = original
         if self._compile:
-            # DDP's optimizer would cut each layer's graph at the borders of gradient
-            # buckets. With a graph a layer there is nothing to gain by that, and
-            # FlexAttention's inner graphs cannot be cut.
-            torch._dynamo.config.optimize_ddp = False
             backend = self._compile if isinstance(self._compile, str) else "inductor"
             packed = torch.compile(original, backend=backend)
 
