@@ -196,6 +196,8 @@ def test_as_many_layers_keep_their_activations_as_fit(tmp_path):
         packing.packed_length(packing.pair_from_row(r)) for g in groups for r in g
     )
     trainer = packed_trainer(tmp_path, levers=Levers(activation_gib=0))
+    assert recomputed(trainer, groups) == [2, 2]
+    trainer = packed_trainer(tmp_path, levers=Levers(activation_gib=1e-9))
     assert recomputed(trainer, groups) == [1, 2]  # the first layer is measured
     assert recomputed(trainer, groups) == [2, 2]
     one_layer = trainer._layers._bytes_per_token * tokens
@@ -266,8 +268,10 @@ def test_flex_attention_equals_trl(tmp_path, flex_on_cpu):
     assert_same_window(theirs, ours, window(sizes=[9, 6]))  # two blocks of 128 tokens
 
 
-@pytest.mark.parametrize("gib", [None, 0])
-def test_compiled_layers_equal_trl_with_one_graph(tmp_path, flex_on_cpu, gib):
+@pytest.mark.parametrize(("gib", "graphs"), [(None, 1), (0, 1), (1e-9, 2)])
+def test_compiled_layers_share_their_graphs_and_equal_trl(
+    tmp_path, flex_on_cpu, gib, graphs
+):
     theirs, ours = make_both(
         tmp_path, make_model=four_layers, peft_config=lora(),
         levers=Levers(activation_gib=gib),
@@ -277,7 +281,9 @@ def test_compiled_layers_equal_trl_with_one_graph(tmp_path, flex_on_cpu, gib):
     torch._dynamo.utils.counters.clear()
     assert_same_window(theirs, ours, window())
     counters = torch._dynamo.utils.counters
-    assert counters["stats"]["unique_graphs"] == 1  # all layers share it
+    # One for layers that keep what backward needs, one for those that do not, and the
+    # head's.
+    assert counters["stats"]["unique_graphs"] == graphs + 1
     assert not counters["graph_break"]
 
 
@@ -319,6 +325,75 @@ def flash_on_cpu(monkeypatch):
     monkeypatch.setattr(attention, "flash_attention", flash_by_hand)
     monkeypatch.setattr(graphs.RowGraphs.__init__, "__defaults__", (Replayed,))
     monkeypatch.setattr(Replayed, "made", 0)
+
+
+@pytest.fixture
+def flash_kernel_on_cpu():
+    """A kernel of the operation itself, which a compiler does not look into."""
+
+    def forward(query, key, value, cu_queries, cu_keys, longest, scaling):
+        out = flash_by_hand(query, key, value, cu_queries, cu_keys, longest, scaling)
+        return out, torch.zeros(query.shape[1], len(query), device=query.device)
+
+    def backward(grad, query, key, value, out, _, cu_queries, cu_keys, _longest, scale):
+        scale = scale or query.shape[-1] ** -0.5
+        groups = query.shape[1] // key.shape[1]
+        gradients = [torch.zeros_like(t) for t in (query, key, value)]
+        starts = zip(cu_queries.tolist(), cu_keys.tolist(), strict=True)
+        for (q0, k0), (q1, k1) in itertools.pairwise(starts):
+            q, g, o = (t[q0:q1].transpose(0, 1) for t in (query, grad, out))
+            k, v = (
+                t[k0:k1].repeat_interleave(groups, 1).transpose(0, 1)
+                for t in (key, value)
+            )
+            sees = torch.ones(q1 - q0, k1 - k0).tril(k1 - k0 - q1 + q0).bool()
+            scores = (q @ k.mT * scale).masked_fill(~sees, -torch.inf)
+            weights = scores.softmax(-1)  # (heads, queries, keys)
+            slope = weights * (g @ v.mT - (g * o).sum(-1, keepdim=True)) * scale
+            found = slope @ k, slope.mT @ q, weights.mT @ g
+            for total, part in zip(gradients, found, strict=True):
+                begin, end = (q0, q1) if total is gradients[0] else (k0, k1)
+                part = part.transpose(0, 1)  # (tokens, heads, head_dim)
+                total[begin:end] = part.unflatten(1, (total.shape[1], -1)).sum(2)
+        return tuple(gradients)
+
+    attention.flash.register_kernel("cpu", forward)
+    attention.flash_backward.register_kernel("cpu", backward)
+
+
+@pytest.mark.parametrize("gib", [None, 0])
+def test_compiled_layers_with_sequences_equal_trl(tmp_path, flash_kernel_on_cpu, gib):
+    theirs, ours = make_both(
+        tmp_path, make_model=four_layers, peft_config=lora(),
+        levers=Levers(activation_gib=gib),
+    )  # fmt: skip
+    ours.attention, ours.compile_layers = "varlen", "aot_eager"
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for seed in range(2):
+        assert_same_window(theirs, ours, window(seed, sizes=[9, 6]))
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1 + 1  # the layers', the head's
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize(("compiled", "products"), [(False, 21), ("aot_eager", 20)])
+def test_a_compiled_layer_computes_again_only_what_backward_needs(
+    tmp_path, flash_kernel_on_cpu, compiled, products
+):
+    ours = make_trainer(
+        PackedORPOTrainer, tmp_path, model=four_layers(), peft_config=lora(),
+        levers=Levers(activation_gib=0),
+    )  # fmt: skip
+    ours.attention, ours.compile_layers = "varlen", compiled
+    run_window(ours, window())
+    with torch.autograd.profiler.profile() as log:
+        run_window(ours, window())
+    calls = {event.key: event.count for event in log.key_averages()}
+    # Seven matrices forward, again for backward, and backward; but the layer's output
+    # is there already, so that nobody needs the last product again.
+    assert calls["course_utils::add_product_"] == 4 * products
+    assert calls["course_utils::flash"] == 4 * 2
 
 
 def test_sequences_of_different_lengths_equal_trl(tmp_path, flash_on_cpu):
@@ -422,9 +497,10 @@ def test_the_state_is_saved_when_the_gpu_is_done_with_it(tmp_path, monkeypatch):
 # ---- head ----
 
 
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
 @pytest.mark.parametrize("tile", [1, 3, 100])
 @pytest.mark.parametrize("with_rows", [False, True])
-def test_head_equals_log_softmax(tile, with_rows):
+def test_head_equals_log_softmax(tile, with_rows, backend):
     torch.manual_seed(0)
     model = get_peft_model(
         tiny_model(20).double(), lora(train_rows=with_rows)
@@ -437,7 +513,7 @@ def test_head_equals_log_softmax(tile, with_rows):
     for tile_rows in (None, tile):
         hidden = torch.linspace(-3, 3, 7 * 16).reshape(7, 16).double().requires_grad_()
         logps, means = head.token_logps(
-            output, output.forward, hidden, targets, tile_rows
+            output, output.forward, hidden, targets, tile_rows, backend
         )
         assert not means.requires_grad
         (logps * torch.arange(7)).sum().backward()

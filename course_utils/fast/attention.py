@@ -159,10 +159,80 @@ def flash_attention(query, key, value, cu_queries, cu_keys, longest, scaling):
     query: (T, heads, head_dim). key, value: (K, fewer heads, head_dim). cu_queries,
     cu_keys: (S + 1,) int32. Returns: as query.
     """
-    return torch.ops.aten._flash_attention_forward(
+    return flash(query, key, value, cu_queries, cu_keys, longest, scaling)[0]
+
+
+# Operations of our own around PyTorch's: those count as random, although without
+# dropout nothing is drawn, and a compiled layer that runs them again for backward would
+# save the generator's state, which a CUDA graph does not allow.
+@torch.library.custom_op("course_utils::flash", mutates_args=())
+def flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_keys: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(attention as in flash_attention, its (heads, T) log-sums of exponentials)"""
+    out, log_sums, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, cu_queries, cu_keys, longest, longest, 0.0, True, False,
         scale=scaling,
-    )[0]  # fmt: skip
+    )  # fmt: skip
+    return out, log_sums
+
+
+@flash.register_fake
+def _(query, key, value, cu_queries, cu_keys, longest, scaling):
+    tokens, heads, _ = query.shape
+    log_sums = query.new_empty((heads, tokens), dtype=torch.float32)
+    return torch.empty_like(query, memory_format=torch.contiguous_format), log_sums
+
+
+@torch.library.custom_op("course_utils::flash_backward", mutates_args=())
+def flash_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    log_sums: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_keys: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value."""
+    # Where the kernel would look for the state of dropout.
+    state = torch.empty(2, dtype=torch.uint64, device=query.device)
+    unused = torch.empty((), dtype=torch.uint64, device=query.device)
+    return torch.ops.aten._flash_attention_backward(
+        grad.contiguous(), query, key, value, out, log_sums, cu_queries, cu_keys,
+        longest, longest, 0.0, True, state, unused, scale=scaling,
+    )  # fmt: skip
+
+
+@flash_backward.register_fake
+def _(grad, query, key, value, *_):
+    return tuple(
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor in (query, key, value)
+    )
+
+
+def _keep_for_backward(ctx, inputs, output):
+    *tensors, ctx.longest, ctx.scaling = inputs
+    query, key, value, cu_queries, cu_keys = tensors
+    ctx.save_for_backward(query, key, value, *output, cu_queries, cu_keys)
+
+
+def _flash_gradients(ctx, grad, _):
+    gradients = flash_backward(grad, *ctx.saved_tensors, ctx.longest, ctx.scaling)
+    return *gradients, None, None, None, None
+
+
+flash.register_autograd(_flash_gradients, setup_context=_keep_for_backward)
 
 
 class _InKeyOrder(torch.autograd.Function):

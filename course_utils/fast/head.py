@@ -18,7 +18,7 @@ from peft.utils.other import TrainableTokensWrapper
 from torch.utils.checkpoint import checkpoint
 
 
-def token_logps(head, original_forward, hidden, targets, tile):
+def token_logps(head, original_forward, hidden, targets, tile, backend=None):
     """Log-probability of each target, and the mean of its logits.
 
     head: the model's output head: nn.Linear, alone or with rows trained by PEFT, or any
@@ -26,6 +26,8 @@ def token_logps(head, original_forward, hidden, targets, tile):
     original_forward: the head's forward, for heads that only know themselves.
     hidden: (n, H). targets: (n,) int64.
     tile: rows of logits at a time, or None for all at once.
+    backend: compile what is done with a tile's logits by this backend of torch.compile:
+        one pass over them instead of one for each operation. None: as it stands here.
     Returns: (logps, mean_logits), both (n,), in fp32 or better; mean_logits carries no
         gradient.
     """
@@ -41,6 +43,7 @@ def token_logps(head, original_forward, hidden, targets, tile):
             targets,
             tile,
             torch.is_grad_enabled(),
+            backend,
         )
     tiles = list(zip(hidden.split(tile), targets.split(tile), strict=True))
     if len(tiles) == 1:
@@ -113,18 +116,19 @@ class _TiledLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, rows, row_ids, targets, tile, training):
+    def forward(ctx, hidden, weight, rows, row_ids, targets, tile, training, backend):
         kind = hidden.device.type
         dtype = weight.dtype
         if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             return _TiledLogProbs._forward(
-                ctx, hidden, weight.to(dtype), rows, row_ids, targets, tile, training
-            )
+                ctx, hidden, weight.to(dtype), rows, row_ids, targets, tile, training,
+                backend,
+            )  # fmt: skip
 
     @staticmethod
-    def _forward(ctx, hidden, weight, rows, row_ids, targets, tile, training):
+    def _forward(ctx, hidden, weight, rows, row_ids, targets, tile, training, backend):
         dtype = weight.dtype
         ctx.dtypes = hidden.dtype, None if rows is None else rows.dtype
         hidden = hidden.to(dtype)
@@ -134,16 +138,14 @@ class _TiledLogProbs(torch.autograd.Function):
             logits = h @ weight.t()
             if rows is not None:
                 logits[:, row_ids] = h @ trained.t()
-            logits = _at_least_fp32(logits)
-            mean_logits.append(logits.mean(1))
-            log_z = logits.logsumexp(1, keepdim=True)
-            logps.append((logits.gather(1, y[:, None]) - log_z)[:, 0])
+            logp, mean, slope = _scorer(backend)(logits, y, training)
+            logps.append(logp)
+            mean_logits.append(mean)
             if not training:
                 continue
-            # d logp / d logits = one-hot(target) - p, in the place of the logits
-            slope = logits.sub_(log_z).exp_().neg_()
-            slope.scatter_add_(1, y[:, None], torch.ones_like(log_z))
-            slope = slope.to(dtype)
+            # At the target, 1 more: d logp / d logits = one-hot(target) - p.
+            at_target = -torch.expm1(logp)[:, None]
+            slope.scatter_(1, y[:, None], at_target.to(dtype))
             if rows is None:
                 slopes.append(slope @ weight)
                 continue
@@ -171,7 +173,35 @@ class _TiledLogProbs(torch.autograd.Function):
             row_slopes, hidden = for_rows
             scaled = (grad * row_slopes).to(hidden.dtype)
             grad_rows = (scaled.t() @ hidden).to(rows_dtype)
-        return grad_hidden, None, grad_rows, None, None, None, None
+        return grad_hidden, None, grad_rows, None, None, None, None, None
+
+
+def _score(logits, targets, training):
+    """(log-probs of the targets, means of the logits, -p in the logits' dtype or None).
+
+    logits: (n, V), overwritten if they are in fp32 or better. targets: (n,). training:
+    whether anybody needs -p.
+    """
+    dtype, logits = logits.dtype, _at_least_fp32(logits)
+    mean = logits.mean(1)
+    log_z = logits.logsumexp(1, keepdim=True)
+    logp = (logits.gather(1, targets[:, None]) - log_z)[:, 0]
+    slope = logits.sub_(log_z).exp_().neg_().to(dtype) if training else None
+    return logp, mean, slope
+
+
+@functools.lru_cache
+def _scorer(backend):
+    if backend is None:
+        return _score
+    compiled = torch.compile(_score, backend=backend)
+
+    def score(logits, targets, training):
+        for tensor in (logits, targets):  # a row's last tile may be shorter
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(logits, targets, training)
+
+    return score
 
 
 def embed(layer, original_forward, input_ids):

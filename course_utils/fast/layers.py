@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from course_utils.fast.graphs import draws
+from course_utils.fast.levers import compile_backend
 from course_utils.fast.lora import fused_forward
 
 GIB = 2**30
@@ -45,7 +46,7 @@ class DecoderLayers:
     """The decoder layers of a model, dressed for packed rows.
 
     model: any transformers or PEFT model. levers: fast.Levers.
-    compile_layers: False, True or a backend's name.
+    compile_layers: False, True or a backend's name. by_triton: see lora.fused_forward.
 
     `dress` puts a forward of its own on every layer. It does something else than before
     only while `running` is true; whatever checkpointing the model had is taken over.
@@ -53,7 +54,7 @@ class DecoderLayers:
     copy would keep calling the original's layers.
     """
 
-    def __init__(self, model, levers, compile_layers):
+    def __init__(self, model, levers, compile_layers, by_triton=False):
         self.layers = [
             module
             for module in model.modules()
@@ -62,6 +63,7 @@ class DecoderLayers:
         self._model = model
         self._levers = levers
         self._compile = compile_layers
+        self._by_triton = by_triton
         self._bytes_per_token = None  # of one layer; measured at the first row
         self._keeping = len(self.layers)
         # Without dropout nothing is drawn that a second forward would have to repeat.
@@ -95,7 +97,7 @@ class DecoderLayers:
             setting.__enter__()
 
     def _fuse(self, module):
-        forward = fused_forward(module, module.forward)
+        forward = fused_forward(module, module.forward, self._by_triton)
         if forward is not None:
             self._before.append((module, module.__dict__.get("forward"), None))
             module.forward = forward
@@ -116,6 +118,8 @@ class DecoderLayers:
         """Decide, before a row of `tokens` tokens, how many layers keep activations."""
         if self._levers.activation_gib is None:
             self._keeping = 0 if self._wanted else len(self.layers)
+        elif self._levers.activation_gib == 0:
+            self._keeping = 0
         elif self._bytes_per_token is None:
             self._keeping = 1  # the first, which is measured
         else:
@@ -127,9 +131,22 @@ class DecoderLayers:
 
     def _dispatch(self, number, original):
         packed = original
+
+        def again(*args, **kwargs):
+            return checkpoint(
+                original,
+                *args,
+                use_reentrant=False,
+                preserve_rng_state=self._draws,
+                **kwargs,
+            )
+
         if self._compile:
-            backend = self._compile if isinstance(self._compile, str) else "inductor"
-            packed = torch.compile(original, backend=backend)
+            # The checkpoint inside: the compiler then sees that backward has no use for
+            # the layer's last product, and does not compute that one again.
+            backend = compile_backend(self._compile)
+            packed = torch.compile(packed, backend=backend)
+            again = torch.compile(again, backend=backend)
 
         def forward(hidden, *args, **kwargs):
             if not self.running or not torch.is_grad_enabled():
@@ -140,19 +157,12 @@ class DecoderLayers:
                 if number == 0 and self._must_measure():
                     return self._measure(packed, hidden, *args, **kwargs)
                 return packed(hidden, *args, **kwargs)
-            return checkpoint(
-                packed,
-                hidden,
-                *args,
-                use_reentrant=False,
-                preserve_rng_state=self._draws,
-                **kwargs,
-            )
+            return again(hidden, *args, **kwargs)
 
         return forward
 
     def _must_measure(self):
-        return self._levers.activation_gib is not None and self._bytes_per_token is None
+        return self._levers.activation_gib and self._bytes_per_token is None
 
     def _measure(self, packed, hidden, *args, **kwargs):
         result, size = saved_bytes(

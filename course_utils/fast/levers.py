@@ -21,11 +21,13 @@ class Levers:
     head_tile: rows of logits held at a time, only for scored tokens, their gradient
         computed in the same pass. None: all logits of a row at once, as TRL does.
     fused_lora: a LoRA layer as one step that keeps its input once.
+    triton_decode: 4-bit weights of fused LoRA layers are decoded by one Triton kernel,
+        instead of bitsandbytes' three. True, False or "auto".
     attention: "varlen" (flash attention over sequences of different lengths), "flex"
         (FlexAttention, which skips what the mask forbids), "sdpa" (one call a pair), or
         "auto".
-    compile_layers: torch.compile each decoder layer; True, False, the name of a
-        backend, or "auto".
+    compile_layers: torch.compile each decoder layer, and what the head does with a tile
+        of logits; True, False, the name of a backend, or "auto".
     cuda_graphs: record forward and backward of a row once for each length, and replay
         them: thousands of kernels with one launch. Rows are padded to a multiple of
         graphs.TOKENS. True, False or "auto".
@@ -45,6 +47,7 @@ class Levers:
     token_budget: int = 4096
     head_tile: int | None = 512
     fused_lora: bool = True
+    triton_decode: bool | str = "auto"
     attention: str = "auto"
     compile_layers: bool | str = "auto"
     cuda_graphs: bool | str = "auto"
@@ -129,6 +132,27 @@ def choose_compile(wanted, attention, device):
             "has other lengths, and each would be compiled anew."
         )
     return wanted, "as asked"
+
+
+def choose_decode(wanted, device):
+    """Whether Triton decodes 4-bit weights: (bool, reason).
+
+    Raises: ValueError if it is asked for where it cannot run.
+    """
+    has_triton = importlib.util.find_spec("triton") is not None
+    if not wanted:
+        return False, "as asked"
+    if device.type == "cuda" and has_triton:
+        return True, "as asked" if wanted is True else "one pass over a matrix"
+    reason = "there is no CUDA GPU" if has_triton else "triton is not installed"
+    if wanted is True:
+        raise ValueError(f"triton_decode=True cannot be: {reason}.")
+    return False, reason
+
+
+def compile_backend(chosen):
+    """The name of torch.compile's backend for what choose_compile returned, or None."""
+    return "inductor" if chosen is True else chosen or None
 
 
 def choose_graphs(wanted, attention, obstacles):

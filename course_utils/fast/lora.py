@@ -14,13 +14,16 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 
+from course_utils.fast import nf4
 
-def fused_forward(layer, original_forward):
+
+def fused_forward(layer, original_forward, by_triton=False):
     """A forward for a LoRA layer, or None if its kind cannot be fused.
 
     layer: any module. original_forward: what the new forward calls whenever the layer
         is in a state that needs PEFT's own: switched off, merged, several adapters,
-        dropout, mixed precisions.
+        dropout, mixed precisions. by_triton: decode 4 bit by nf4.decode, not by
+        bitsandbytes.
     """
     if type(layer) is not LoraLinear and type(layer) is not LoraLinear4bit:
         return None
@@ -47,6 +50,7 @@ def fused_forward(layer, original_forward):
             base.weight,
             base.bias,
             base.weight.quant_state if four_bit else None,
+            by_triton,
         )
 
     return forward
@@ -100,37 +104,50 @@ def add_4bit_product_(
     scales: list[torch.Tensor],
     blocks: list[int],
     kind: str,
+    code: torch.Tensor,
     shape: list[int],
     dtype: torch.dtype,
     transposed: bool,
+    by_triton: bool,
 ) -> None:
     """out += left @ W, or left @ W.T, in place, for a W in 4 bit.
 
-    packed, scales, blocks, kind, shape, dtype: W as `_packed` takes it apart.
+    packed, scales, blocks, kind, code, shape, dtype: W as `_packed` takes it apart.
     """
+    if by_triton:
+        weight = nf4.decode(packed, scales, blocks, code, shape, dtype)
+    else:
+        weight = _decoded(packed, scales, blocks, kind, shape, dtype)
+    weight = weight.to(out.dtype)
+    out.addmm_(left, weight.t() if transposed else weight)
+
+
+def _decoded(packed, scales, blocks, kind, shape, dtype):
+    """As nf4.decode, by bitsandbytes."""
     absmax = scales[0]
     if len(scales) > 1:
         absmax = torch.ops.bitsandbytes.dequantize_blockwise(
             absmax, scales[1], scales[2], blocks[1], torch.float32
         )
         absmax += scales[3]
-    weight = torch.ops.bitsandbytes.dequantize_4bit(
+    return torch.ops.bitsandbytes.dequantize_4bit(
         packed, absmax, blocks[0], kind, shape, dtype
-    ).to(out.dtype)
-    out.addmm_(left, weight.t() if transposed else weight)
+    )
 
 
 def _packed(weight, state):
     """A bitsandbytes weight in 4 bit as plain arguments of an operation.
 
     Returns: (bytes, [absmax] or, where that is quantised as well, [its bytes, their
-    absmax, code, offset], block sizes, "nf4" or "fp4", shape, dtype).
+    absmax, code, offset], block sizes, "nf4" or "fp4", what its 16 values mean, shape,
+    dtype).
     """
     scales, blocks = [state.absmax], [state.blocksize]
     if state.nested:
         scales += [state.state2.absmax, state.state2.code, state.offset]
         blocks.append(state.state2.blocksize)
-    return weight, scales, blocks, state.quant_type, list(state.shape), state.dtype
+    shape = list(state.shape)
+    return weight, scales, blocks, state.quant_type, state.code, shape, state.dtype
 
 
 class _FusedLora(torch.autograd.Function):
@@ -142,7 +159,7 @@ class _FusedLora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, low, up, scaling, weight, bias, quant_state):
+    def forward(ctx, x, low, up, scaling, weight, bias, quant_state, by_triton):
         kind = x.device.type
         with torch.autocast(kind, enabled=False):
             flat = x.flatten(0, -2)  # (tokens, in)
@@ -154,7 +171,9 @@ class _FusedLora(torch.autograd.Function):
             if quant_state is None:
                 add_product_(out, flat, weight.to(x.dtype).t())
             else:
-                add_4bit_product_(out, flat, *_packed(weight, quant_state), True)
+                packed = _packed(weight, quant_state)
+                add_4bit_product_(out, flat, *packed, True, by_triton)
+        ctx.by_triton = by_triton
         ctx.save_for_backward(flat, between, low, up, weight)
         ctx.scaling, ctx.quant_state, ctx.shape = scaling, quant_state, x.shape
         return out.view(*x.shape[:-1], -1)
@@ -173,10 +192,10 @@ class _FusedLora(torch.autograd.Function):
                 add_product_(grad_x, grad, weight.to(dtype))
             else:
                 packed = _packed(weight, ctx.quant_state)
-                add_4bit_product_(grad_x, grad, *packed, False)
+                add_4bit_product_(grad_x, grad, *packed, False, ctx.by_triton)
             grad_x = grad_x.view(ctx.shape)
         if ctx.needs_input_grad[1]:
             grad_low = (grad_between.t() @ flat).to(low.dtype)
         if ctx.needs_input_grad[2]:
             grad_up = (grad.t() @ between).to(up.dtype)
-        return grad_x, grad_low, grad_up, None, None, None, None
+        return grad_x, grad_low, grad_up, None, None, None, None, None

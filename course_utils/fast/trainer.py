@@ -29,7 +29,9 @@ from course_utils.fast.levers import (
     Levers,
     choose_attention,
     choose_compile,
+    choose_decode,
     choose_graphs,
+    compile_backend,
 )
 from course_utils.fast.refusals import require_answers, require_packable
 
@@ -65,6 +67,9 @@ class PackedORPOTrainer(ORPOTrainer):
         self.compile_layers, self.compile_reason = choose_compile(
             self.levers.compile_layers, self.attention, device
         )
+        self.triton_decode, self.decode_reason = choose_decode(
+            self.levers.triton_decode, device
+        )
         self.cuda_graphs, self.graphs_reason = choose_graphs(
             self.levers.cuda_graphs, self.attention, graphs.obstacles(self)
         )
@@ -96,7 +101,9 @@ class PackedORPOTrainer(ORPOTrainer):
         self._attention_before = config._attn_implementation
         attention.register()
         config._attn_implementation = attention.NAME
-        self._layers = DecoderLayers(self.model, self.levers, self.compile_layers)
+        self._layers = DecoderLayers(
+            self.model, self.levers, self.compile_layers, self.triton_decode
+        )
         self._layers.dress()
 
     def undress(self):
@@ -322,12 +329,15 @@ class PackedORPOTrainer(ORPOTrainer):
         output = self.model.get_output_embeddings()
         embedding = self.model.get_input_embeddings()
         head_forward, embed_forward = output.forward, embedding.forward
-        tile, scored = self.levers.head_tile, []
+        tile, backend = self.levers.head_tile, compile_backend(self.compile_layers)
+        scored = []
 
         def score(hidden):
             hidden = hidden.flatten(0, 1).index_select(0, row.sources)
             scored.extend(
-                head.token_logps(output, head_forward, hidden, row.targets, tile)
+                head.token_logps(
+                    output, head_forward, hidden, row.targets, tile, backend
+                )
             )
             return scored[0]
 

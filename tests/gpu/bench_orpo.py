@@ -66,7 +66,7 @@ def main(arguments=None):
                         )
                         result = bench_parts.run_arm(
                             prepared, *arms[name], options.warmup, options.steps,
-                            options.seed, scratch / "run",
+                            options.seed, scratch / "run", options.profile,
                         )  # fmt: skip
                 except Exception as error:  # the others' results are not to be lost
                     if options.rounds == 1 and len(chosen) == 1:
@@ -131,6 +131,11 @@ def parse(arguments):
     parser.add_argument("--lengths", help="JSON list of [prompt, chosen, rejected]")
     parser.add_argument("--checkpoint", help="the twin's folder; written if absent")
     parser.add_argument("--unsloth-path", help="folder with unsloth and its needs")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="one more step an arm, to see what the device does (not Unsloth's)",
+    )
     parser.add_argument("--json", help="file for everything that was measured")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.steps) < 1 or options.warmup < 0:

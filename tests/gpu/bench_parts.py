@@ -100,14 +100,15 @@ LADDER = {
     "+ head in tiles": {"head_tile": 512},
     "+ shared prefix": {"shared_prefix": True},
     "+ fused LoRA": {"fused_lora": True},
+    "+ one decode": {"triton_decode": "auto"},
     "+ compiled layers": {"compile_layers": "auto"},
     "+ CUDA graphs": {"cuda_graphs": "auto"},
     "+ running ahead": {"run_ahead": True},
 }
 _FOOT = {
     "head_tile": None, "shared_prefix": False, "fused_lora": False,
-    "compile_layers": False, "cuda_graphs": False, "run_ahead": False,
-    "activation_gib": None,
+    "triton_decode": False, "compile_layers": False, "cuda_graphs": False,
+    "run_ahead": False, "activation_gib": None,
 }  # fmt: skip
 
 
@@ -127,6 +128,7 @@ def arms(shape):
         "fast, one pair a row": {"packing": False},
         "fast, head in one piece": {"head_tile": None},
         "fast, PEFT's LoRA": {"fused_lora": False},
+        "fast, bitsandbytes decodes": {"triton_decode": False},
         "fast, layers not compiled": {"compile_layers": False},
         "fast, no CUDA graphs": {"cuda_graphs": False},
         "fast, FlexAttention": {"attention": "flex", "cuda_graphs": False},
@@ -271,6 +273,75 @@ class Clock(TrainerCallback):
             self.cpu += time.process_time()
 
 
+class KernelLog(TrainerCallback):
+    """What the device did in the one optimizer step after `steps` steps.
+
+    summary: {"wall_ms", "busy_ms", "kernels", "by_kind": {kind: ms}, "longest": {name:
+    [ms, calls]}}; without a GPU, of operations on the CPU.
+    """
+
+    def __init__(self, steps):
+        self.steps = steps
+        self.summary = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.steps:
+            activity = torch.profiler.ProfilerActivity
+            self._profile = torch.profiler.profile(
+                activities=[
+                    activity.CUDA if torch.cuda.is_available() else activity.CPU
+                ]
+            )
+            _wait_for_device()
+            self._profile.start()
+            self._wall = -time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step != self.steps + 1:
+            return
+        _wait_for_device()
+        self._wall += time.perf_counter()
+        self._profile.stop()
+        name = "device" if torch.cuda.is_available() else "cpu"
+        rows = {}
+        for event in self._profile.key_averages():
+            milliseconds = getattr(event, f"self_{name}_time_total") / 1000
+            # The optimizer's own mark spans its kernels, which are there by name.
+            if milliseconds and not event.key.startswith("Optimizer."):
+                rows[event.key] = (milliseconds, event.count)
+        by_kind = {}
+        for key, (milliseconds, _) in rows.items():
+            kind = kind_of_kernel(key)
+            by_kind[kind] = by_kind.get(kind, 0) + milliseconds
+        longest = sorted(rows.items(), key=lambda row: -row[1][0])[:20]
+        self.summary = {
+            "wall_ms": 1000 * self._wall,
+            "busy_ms": sum(by_kind.values()),
+            "kernels": sum(calls for _, calls in rows.values()),
+            "by_kind": by_kind,
+            "longest": {key[:100]: row for key, row in longest},
+        }
+
+
+# What a kernel is for, by what its name has in it; the first that fits.
+KERNELS = {
+    "decoding 4 bit": ("kdequantize", "decode_4bit"),
+    "attention": ("flash", "fmha", "flex_attention"),
+    "matrix products": ("nvjet", "gemm", "cutlass", "cublas", "splitk", "xmma"),
+    "optimizer": ("koptimizer", "kpreconditionoptimizer", "multi_tensor"),
+    "copies": ("memcpy", "memset", "copy"),
+}
+
+
+def kind_of_kernel(name):
+    """A key of KERNELS, or "other arithmetic"."""
+    name = name.lower()
+    for kind, marks in KERNELS.items():
+        if any(mark in name for mark in marks):
+            return kind
+    return "other arithmetic"
+
+
 def _wait_for_device():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -298,10 +369,11 @@ class CountingCollator:
         return self.collator(features)
 
 
-def run_arm(prepared, levers, changes, warmup, steps, seed, folder):
+def run_arm(prepared, levers, changes, warmup, steps, seed, folder, profile=False):
     """Train warmup + steps optimizer steps and time the last ones.
 
-    levers: None for TRL's own trainer. changes: to the recipe.
+    levers: None for TRL's own trainer. changes: to the recipe. profile: one more step,
+    with a KernelLog.
     Returns: dict of what was measured.
     """
     start = time.perf_counter()
@@ -314,16 +386,17 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder):
         and {"embed_tokens": token_rows, "lm_head": token_rows},
     )  # fmt: skip
     clock = Clock(warmup, steps)
+    kernels = KernelLog(warmup + steps)
     trainer = (ORPOTrainer if levers is None else PackedORPOTrainer)(
         model,
         ORPOConfig(
-            output_dir=str(folder), max_steps=warmup + steps, seed=seed,
+            output_dir=str(folder), max_steps=warmup + steps + profile, seed=seed,
             use_cpu=not torch.cuda.is_available(), **recipe,
         ),
         train_dataset=prepared.rows,
         processing_class=tokenizer,
         peft_config=adapter,
-        callbacks=[clock],
+        callbacks=[clock, kernels] if profile else [clock],
         **({} if levers is None else {"levers": levers}),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -354,7 +427,10 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder):
         result["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
         free, total = torch.cuda.mem_get_info()
         result["device_gib"] = (total - free) / GIB  # at the end, graphs themselves too
+    if profile:
+        result["profile"] = kernels.summary
     if levers is not None:
+        result["decode"] = f"{trainer.triton_decode}: {trainer.decode_reason}"
         result["graphs"] = f"{trainer.cuda_graphs}: {trainer.graphs_reason}"
         result["attention"] = f"{trainer.attention}: {trainer.attention_reason}"
         result["compiled"] = f"{trainer.compile_layers}: {trainer.compile_reason}"

@@ -31,11 +31,39 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path, capsys):
     assert all(arm in shown for arm in by_arm) and "s per 1,000 pairs" in shown
 
 
+def test_a_profile_accounts_for_the_step_after_the_timed_ones(tmp_path):
+    few = ["--warmup", "1", "--steps", "1", "--pairs", "8", "--profile"]
+    record = bench_orpo.main(["--shape", "tiny", *few, "--arms", "stock", "fast"])
+    for (result,) in record["rounds"].values():
+        assert result["pairs"] == 8  # the profiled step is not timed
+        profile = result["profile"]
+        assert 0 < profile["busy_ms"] < 1.2 * profile["wall_ms"]
+        assert sum(profile["by_kind"].values()) == pytest.approx(profile["busy_ms"])
+        assert profile["kernels"] > 100
+        assert any("mm" in name for name in profile["longest"])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("void kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, 2>", "decoding 4 bit"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk", "attention"),
+        ("nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_TNT", "matrix products"),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int>", "matrix products"),
+        ("void kOptimizerStatic8bit2StateBlockwise<float>", "optimizer"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("triton_poi_fused_mul_silu_view_8", "other arithmetic"),
+    ],
+)
+def test_kernels_are_told_apart_by_name(kernel, kind):
+    assert bench_parts.kind_of_kernel(kernel) == kind
+
+
 def test_every_ablation_differs_from_the_fast_arm_in_one_lever():
     shape = bench_parts.SHAPES["llama3-8b"]
     arms = bench_parts.arms(shape)
     ablations = [name for name in arms if name.startswith("fast, ")]
-    assert len(ablations) == 11
+    assert len(ablations) == 12
     for name in ablations:
         levers, changes = arms[name]
         assert changes == {}

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from bitsandbytes import functional
 from fast_harness import (
     assert_same_window,
     copy_trained,
@@ -23,7 +24,8 @@ from transformers import AutoModelForCausalLM
 from trl.experimental.orpo import ORPOTrainer
 
 from course_utils import models
-from course_utils.fast import Levers, PackedORPOTrainer
+from course_utils.fast import Levers, PackedORPOTrainer, nf4
+from course_utils.fast import lora as lora_layers
 
 pytestmark = pytest.mark.usefixtures("gpu")
 # Wide enough for FlexAttention's kernels: heads of 64.
@@ -96,6 +98,7 @@ KINDS = {
     "as chosen": Levers(**SMALL),
     "all layers again": Levers(**SMALL, activation_gib=0),
     "no graphs": Levers(**SMALL, cuda_graphs=False),
+    "bitsandbytes decodes": Levers(**SMALL, triton_decode=False),
     "layers as they are": Levers(**SMALL, compile_layers=False),
     "flex": Levers(**SMALL, attention="flex"),
     "sdpa": Levers(**SMALL, attention="sdpa"),
@@ -139,6 +142,22 @@ def test_nf4_in_bf16_is_as_close_to_fp32_as_trl(tmp_path):
     # On the CPU: 2.4 % for TRL, 3.0 % for ours (ten batches of the lab's model).
     for name in KINDS:
         assert means[name] <= 2 * means["theirs"], means
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("doubly", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_triton_decodes_as_bitsandbytes_does_bit_for_bit(kind, doubly, dtype):
+    for shape, block in (((300, 256), 64), ((64, 640), 128), ((5, 50), 64)):
+        matrix = torch.randn(shape, device="cuda").to(dtype)
+        packed, state = functional.quantize_4bit(
+            matrix, blocksize=block, compress_statistics=doubly, quant_type=kind
+        )
+        packed, scales, blocks, _, code, shape, dtype = lora_layers._packed(
+            packed, state
+        )
+        found = nf4.decode(packed, scales, blocks, code, shape, dtype)
+        assert torch.equal(found, functional.dequantize_4bit(packed, state))
 
 
 @pytest.mark.parametrize("gib", [None, 0])
