@@ -190,18 +190,20 @@ class PackedRow:
         """The row on a device; to a GPU the copies do not wait for it."""
         if self.input_ids.device.type == device.type:
             return self
-
-        def move(tensor):
-            if device.type == "cuda":
-                tensor = tensor.pin_memory()
-            return tensor.to(device, non_blocking=True)
-
-        return replace(self, **{k: move(v) for k, v in self.tensors().items()})
+        moved = {k: without_waiting(v, device) for k, v in self.tensors().items()}
+        return replace(self, **moved)
 
     def tensors(self):
         """{field: tensor}"""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: v for name, v in values.items() if torch.is_tensor(v)}
+
+
+def without_waiting(tensor, device):
+    """A CPU tensor on a device; the CPU does not wait until a GPU has it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def pack_window(groups, budget, share_prefix=True, multiple=1, slots=None):

@@ -146,7 +146,7 @@ def _sequences(
         tensor[0].transpose(0, 1)
         for tensor in _in_autocast_precision(query, key, value)
     )  # (T, heads, head_dim)
-    key, value = (_InKeyOrder.apply(tensor, *key_order) for tensor in (key, value))
+    key, value = (in_key_order(tensor, *key_order) for tensor in (key, value))
     out = flash_attention(
         query, key, value, cu_seq_lens_q, cu_seq_lens_k, max_length_k, scaling
     )
@@ -235,23 +235,38 @@ def _flash_gradients(ctx, grad, _):
 flash.register_autograd(_flash_gradients, setup_context=_keep_for_backward)
 
 
-class _InKeyOrder(torch.autograd.Function):
+@torch.library.custom_op("course_utils::in_key_order", mutates_args=())
+def in_key_order(
+    tensor: torch.Tensor,
+    tokens: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+) -> torch.Tensor:
     """Rows of a tensor in the order of the keys; some stand there twice.
 
-    Backward reads each row's one or two gradients instead of adding at addresses, which
-    on a GPU happens in another order each time.
+    tokens, first, second: as PackedRow's key_tokens, key_first, key_second. Backward
+    reads each row's one or two gradients instead of adding at addresses, which on a GPU
+    happens in another order each time.
     """
+    return tensor.index_select(0, tokens)
 
-    @staticmethod
-    def forward(ctx, tensor, tokens, first, second):
-        ctx.save_for_backward(first, second)
-        return tensor[tokens]
 
-    @staticmethod
-    def backward(ctx, grad):
-        first, second = ctx.saved_tensors
-        again = torch.where((second >= 0)[:, None, None], grad[second.clamp(min=0)], 0)
-        return grad[first] + again, None, None, None
+@in_key_order.register_fake
+def _(tensor, tokens, first, second):
+    return tensor.new_empty(tokens.shape[0], *tensor.shape[1:])
+
+
+def _keep_places(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[2:])
+
+
+def _from_key_order(ctx, grad):
+    first, second = ctx.saved_tensors
+    again = torch.where((second >= 0)[:, None, None], grad[second.clamp(min=0)], 0)
+    return grad[first] + again, None, None, None
+
+
+in_key_order.register_autograd(_from_key_order, setup_context=_keep_places)
 
 
 def _in_autocast_precision(*tensors):

@@ -90,6 +90,16 @@ class RowGraphs:
         return tuple(value.clone() for value in graph.result)
 
 
+def free_workspaces():
+    """Free what cuBLAS holds for work outside of graphs; graphs get their own.
+
+    32 MiB on Hopper, allocated anew when next needed.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()
+
+
 def obstacles(trainer):
     """What keeps a Trainer's steps from being recorded: {reason: does it apply?}"""
     return {

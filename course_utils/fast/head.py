@@ -179,14 +179,13 @@ class _TiledLogProbs(torch.autograd.Function):
 def _score(logits, targets, training):
     """(log-probs of the targets, means of the logits, -p in the logits' dtype or None).
 
-    logits: (n, V), overwritten if they are in fp32 or better. targets: (n,). training:
-    whether anybody needs -p.
+    logits: (n, V). targets: (n,). training: whether anybody needs -p.
     """
     dtype, logits = logits.dtype, _at_least_fp32(logits)
     mean = logits.mean(1)
     log_z = logits.logsumexp(1, keepdim=True)
     logp = (logits.gather(1, targets[:, None]) - log_z)[:, 0]
-    slope = logits.sub_(log_z).exp_().neg_().to(dtype) if training else None
+    slope = (logits - log_z).exp_().neg_().to(dtype) if training else None
     return logp, mean, slope
 
 

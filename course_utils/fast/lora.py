@@ -42,16 +42,22 @@ def fused_forward(layer, original_forward, by_triton=False):
         dtype = _computing_dtype(x, base, low, four_bit)
         if dtype is None or low.bias is not None or up.bias is not None:
             return original_forward(x)
-        return _FusedLora.apply(
-            x.to(dtype),
+        x = x.to(dtype)
+        arguments = (
+            x,
+            _between(x, low.weight, layer.scaling[adapter]),
             low.weight,
             up.weight,
             layer.scaling[adapter],
-            base.weight,
             base.bias,
-            base.weight.quant_state if four_bit else None,
             by_triton,
+            *_packed(base.weight, base.weight.quant_state if four_bit else None),
         )
+        # A compiler need not look inside; PyTorch 2.11's would keep for backward what
+        # it finds there, also in a layer that is to run again.
+        if torch.compiler.is_compiling():
+            return fused_lora(*arguments)
+        return _FusedLora.apply(*arguments)
 
     return forward
 
@@ -87,61 +93,16 @@ def _computing_dtype(x, base, low, four_bit):
     return dtype if base.compute_dtype == dtype else None
 
 
-# PyTorch's addmm leaves its operands alone, so a compiler copies the sum's first one.
-# An operation that says what it changes needs no copy.
-@torch.library.custom_op("course_utils::add_product_", mutates_args=("out",))
-def add_product_(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """out += left @ right, in place. out: (n, m); left: (n, k); right: (k, m)."""
-    out.addmm_(left, right)
-
-
-# One operation, so that a compiler cannot keep the unpacked matrix for backward.
-@torch.library.custom_op("course_utils::add_4bit_product_", mutates_args=("out",))
-def add_4bit_product_(
-    out: torch.Tensor,
-    left: torch.Tensor,
-    packed: torch.Tensor,
-    scales: list[torch.Tensor],
-    blocks: list[int],
-    kind: str,
-    code: torch.Tensor,
-    shape: list[int],
-    dtype: torch.dtype,
-    transposed: bool,
-    by_triton: bool,
-) -> None:
-    """out += left @ W, or left @ W.T, in place, for a W in 4 bit.
-
-    packed, scales, blocks, kind, code, shape, dtype: W as `_packed` takes it apart.
-    """
-    if by_triton:
-        weight = nf4.decode(packed, scales, blocks, code, shape, dtype)
-    else:
-        weight = _decoded(packed, scales, blocks, kind, shape, dtype)
-    weight = weight.to(out.dtype)
-    out.addmm_(left, weight.t() if transposed else weight)
-
-
-def _decoded(packed, scales, blocks, kind, shape, dtype):
-    """As nf4.decode, by bitsandbytes."""
-    absmax = scales[0]
-    if len(scales) > 1:
-        absmax = torch.ops.bitsandbytes.dequantize_blockwise(
-            absmax, scales[1], scales[2], blocks[1], torch.float32
-        )
-        absmax += scales[3]
-    return torch.ops.bitsandbytes.dequantize_4bit(
-        packed, absmax, blocks[0], kind, shape, dtype
-    )
-
-
 def _packed(weight, state):
-    """A bitsandbytes weight in 4 bit as plain arguments of an operation.
+    """A frozen matrix as plain arguments of an operation.
 
-    Returns: (bytes, [absmax] or, where that is quantised as well, [its bytes, their
-    absmax, code, offset], block sizes, "nf4" or "fp4", what its 16 values mean, shape,
-    dtype).
+    weight: in 16 or 32 bit with state None, else bitsandbytes' bytes and quant_state.
+    Returns: (weight, [absmax] or, where that is quantised as well, [its bytes, their
+    absmax, code, offset], block sizes, "nf4", "fp4" or "", what the 16 values mean,
+    shape, dtype); empty and None where there is no state.
     """
+    if state is None:
+        return weight, [], [], "", None, [], None
     scales, blocks = [state.absmax], [state.blocksize]
     if state.nested:
         scales += [state.state2.absmax, state.state2.code, state.offset]
@@ -150,52 +111,159 @@ def _packed(weight, state):
     return weight, scales, blocks, state.quant_type, state.code, shape, state.dtype
 
 
-class _FusedLora(torch.autograd.Function):
-    """x W' + scaling (x A') B', with gradients for x, A and B.
+def _unpacked(by_triton, weight, scales, blocks, kind, code, shape, dtype):
+    """The matrix that `_packed` took apart; the last six arguments are its results."""
+    if not kind:
+        return weight
+    if by_triton:
+        return nf4.decode(weight, scales, blocks, code, shape, dtype)
+    absmax = scales[0]
+    if len(scales) > 1:
+        absmax = torch.ops.bitsandbytes.dequantize_blockwise(
+            absmax, scales[1], scales[2], blocks[1], torch.float32
+        )
+        absmax += scales[3]
+    return torch.ops.bitsandbytes.dequantize_4bit(
+        weight, absmax, blocks[0], kind, shape, dtype
+    )
 
-    The small product comes first and the large one is added to it. The other way round
-    the large one would be rounded to 16 bit before an adapter's change, far smaller
-    than its last bit at the start of training, were added, and lost.
+
+# x W' + scaling (x A') B', with gradients for x, A and B.
+#
+# The small product comes first and the large one is added to it. The other way round
+# the large one would be rounded to 16 bit before an adapter's change, far smaller than
+# its last bit at the start of training, were added, and lost.
+
+
+def _between(x, low, scaling):
+    """scaling x A', (tokens, r), a step of its own, which no gradient passes through.
+
+    Its layer may have to run again for backward just to have it.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        x, low = x.detach(), low.detach()
+        return (x.flatten(0, -2) @ low.to(x.dtype).t()) * scaling
+
+
+def _forward(x, between, low, up, scaling, bias, by_triton, *packed):
+    """The layer's output, (..., out)."""
+    with torch.autocast(x.device.type, enabled=False):
+        out = between @ up.to(x.dtype).t()
+        if bias is not None:
+            out += bias.to(x.dtype)
+        weight = _unpacked(by_triton, *packed).to(x.dtype)
+        out.addmm_(x.flatten(0, -2), weight.t())
+    return out.view(*x.shape[:-1], -1)
+
+
+def _backward(grad, x, between, low, up, scaling, by_triton, *packed):
+    """Gradients of x, low and up."""
+    flat, grad = x.flatten(0, -2), grad.flatten(0, -2).to(x.dtype)
+    grad_between = (grad @ up.to(x.dtype)).mul_(scaling)
+    grad_x = grad_between @ low.to(x.dtype)
+    grad_x.addmm_(grad, _unpacked(by_triton, *packed).to(x.dtype))
+    grad_low = (grad_between.t() @ flat).to(low.dtype)
+    grad_up = (grad.t() @ between).to(up.dtype)
+    return grad_x.view(x.shape), grad_low, grad_up
+
+
+class _FusedLora(torch.autograd.Function):
+    """_forward and _backward as they are."""
 
     @staticmethod
-    def forward(ctx, x, low, up, scaling, weight, bias, quant_state, by_triton):
-        kind = x.device.type
-        with torch.autocast(kind, enabled=False):
-            flat = x.flatten(0, -2)  # (tokens, in)
-            a, b = low.to(x.dtype), up.to(x.dtype)
-            between = (flat @ a.t()).mul_(scaling)  # (tokens, r)
-            out = between @ b.t()
-            if bias is not None:
-                out += bias.to(x.dtype)
-            if quant_state is None:
-                add_product_(out, flat, weight.to(x.dtype).t())
-            else:
-                packed = _packed(weight, quant_state)
-                add_4bit_product_(out, flat, *packed, True, by_triton)
-        ctx.by_triton = by_triton
-        ctx.save_for_backward(flat, between, low, up, weight)
-        ctx.scaling, ctx.quant_state, ctx.shape = scaling, quant_state, x.shape
-        return out.view(*x.shape[:-1], -1)
+    def forward(ctx, x, between, low, up, scaling, bias, by_triton, weight, *packed):
+        ctx.save_for_backward(x, between, low, up, weight)
+        ctx.scaling, ctx.by_triton, ctx.packed = scaling, by_triton, packed
+        return _forward(x, between, low, up, scaling, bias, by_triton, weight, *packed)
 
     @staticmethod
     def backward(ctx, grad):
-        flat, between, low, up, weight = ctx.saved_tensors
-        dtype = flat.dtype
-        grad = grad.flatten(0, -2).to(dtype)
-        a, b = low.to(dtype), up.to(dtype)
-        grad_between = (grad @ b).mul_(ctx.scaling)
-        grad_x = grad_low = grad_up = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_between @ a
-            if ctx.quant_state is None:
-                add_product_(grad_x, grad, weight.to(dtype))
-            else:
-                packed = _packed(weight, ctx.quant_state)
-                add_4bit_product_(grad_x, grad, *packed, False, ctx.by_triton)
-            grad_x = grad_x.view(ctx.shape)
-        if ctx.needs_input_grad[1]:
-            grad_low = (grad_between.t() @ flat).to(low.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_up = (grad.t() @ between).to(up.dtype)
-        return grad_x, grad_low, grad_up, None, None, None, None, None
+        *tensors, weight = ctx.saved_tensors
+        grad_x, grad_low, grad_up = _backward(
+            grad, *tensors, ctx.scaling, ctx.by_triton, weight, *ctx.packed
+        )
+        return grad_x, None, grad_low, grad_up, *[None] * (3 + 7)
+
+
+@torch.library.custom_op("course_utils::fused_lora", mutates_args=())
+def fused_lora(
+    x: torch.Tensor,
+    between: torch.Tensor,
+    low: torch.Tensor,
+    up: torch.Tensor,
+    scaling: float,
+    bias: torch.Tensor | None,
+    by_triton: bool,
+    weight: torch.Tensor,
+    scales: list[torch.Tensor],
+    blocks: list[int],
+    kind: str,
+    code: torch.Tensor | None,
+    shape: list[int],
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
+    """_forward as one operation."""
+    return _forward(
+        x, between, low, up, scaling, bias, by_triton,
+        weight, scales, blocks, kind, code, shape, dtype,
+    )  # fmt: skip
+
+
+@fused_lora.register_fake
+def _(x, between, low, up, *_):
+    return x.new_empty(*x.shape[:-1], up.shape[0])
+
+
+@torch.library.custom_op("course_utils::fused_lora_backward", mutates_args=())
+def fused_lora_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    between: torch.Tensor,
+    low: torch.Tensor,
+    up: torch.Tensor,
+    scaling: float,
+    by_triton: bool,
+    weight: torch.Tensor,
+    scales: list[torch.Tensor],
+    blocks: list[int],
+    kind: str,
+    code: torch.Tensor | None,
+    shape: list[int],
+    dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """_backward as one operation."""
+    return _backward(
+        grad, x, between, low, up, scaling, by_triton,
+        weight, scales, blocks, kind, code, shape, dtype,
+    )  # fmt: skip
+
+
+@fused_lora_backward.register_fake
+def _(grad, x, between, low, up, *_):
+    return tuple(
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor in (x, low, up)
+    )
+
+
+def _keep_for_backward(ctx, inputs, output):
+    *tensors, ctx.scaling, _, ctx.by_triton, weight, scales = inputs[:9]
+    ctx.blocks, ctx.kind, code, ctx.shape, ctx.dtype = inputs[9:]
+    ctx.save_for_backward(*tensors, weight, code, *scales)
+
+
+def _gradients(ctx, grad):
+    x, between, low, up, weight, code, *scales = ctx.saved_tensors
+    grad_x, grad_low, grad_up = fused_lora_backward(
+        grad, x, between, low, up, ctx.scaling, ctx.by_triton,
+        weight, scales, ctx.blocks, ctx.kind, code, ctx.shape, ctx.dtype,
+    )  # fmt: skip
+    lists = ([None] * len(values) for values in (scales, ctx.blocks, ctx.shape))
+    of_scales, of_blocks, of_shape = lists
+    return (
+        grad_x, None, grad_low, grad_up, None, None, None,
+        None, of_scales, of_blocks, None, None, of_shape, None,
+    )  # fmt: skip
+
+
+fused_lora.register_autograd(_gradients, setup_context=_keep_for_backward)

@@ -12,6 +12,8 @@ import functools
 
 import torch
 
+BYTES, WARPS = 2048, 8  # that a program decodes, and that decode them
+
 
 def decode(packed, scales, blocks, code, shape, dtype):
     """The matrix, (shape), as bitsandbytes' own kernels decode it, bit for bit.
@@ -27,12 +29,12 @@ def decode(packed, scales, blocks, code, shape, dtype):
     per_outer = blocks[1] if doubly else 1
     per_scale = blocks[0] // 2
     count = absmax.numel()
-    at_once = max(1, 2048 // per_scale)
+    at_once = max(1, BYTES // per_scale)
     _kernel()[(-(-count // at_once),)](
         packed, absmax, outer, outer_code, offset, code, out,
         out.numel(), count,
         DOUBLY=doubly, BYTES=per_scale, PER_OUTER=per_outer, SCALES=at_once,
-        num_warps=8,
+        num_warps=WARPS,
         # A product and a sum in one instruction would be rounded once, not twice.
         enable_fp_fusion=False,
     )  # fmt: skip

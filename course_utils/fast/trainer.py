@@ -231,6 +231,7 @@ class PackedORPOTrainer(ORPOTrainer):
         # the window begins with gradients of 0 again.
         for row in rows[:1] + samples:
             self._step(model, row.on(self.args.device), num_items_in_batch)
+        graphs.free_workspaces()
         for row in samples:
             self._graphs.record(row, *self._to_record(model, row, num_items_in_batch))
 
@@ -384,7 +385,8 @@ class PackedORPOTrainer(ORPOTrainer):
                 [row.window_index[:n] for row, n in zip(rows, counts, strict=True)]
             ).argsort()
             table = torch.cat([s[:n] for s, n in zip(scores, counts, strict=True)])
-            table = table[order]
+            # An index on the CPU would be copied, and waited for.
+            table = table[packing.without_waiting(order, table.device)]
             out, start = [], 0
             for group in groups:
                 part = table[start : start + len(group)]

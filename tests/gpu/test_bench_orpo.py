@@ -52,7 +52,7 @@ def test_a_profile_accounts_for_the_step_after_the_timed_ones(tmp_path):
         ("void cublasLt::splitKreduce_kernel<32, 16, int>", "matrix products"),
         ("void kOptimizerStatic8bit2StateBlockwise<float>", "optimizer"),
         ("Memcpy DtoD (Device -> Device)", "copies"),
-        ("triton_poi_fused_mul_silu_view_8", "other arithmetic"),
+        ("triton_poi_fused__to_copy_mul_silu_view_8", "other arithmetic"),
     ],
 )
 def test_kernels_are_told_apart_by_name(kernel, kind):
