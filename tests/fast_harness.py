@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tiny_llama import TEXTS, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import models
@@ -40,6 +41,17 @@ def text_rows(count, seed=0):
         {"prompt": words(20), "chosen": words(60), "rejected": words(40)}
         for _ in range(count)
     ]
+
+
+def nf4_model(folder, dtype=torch.float32, **shape):
+    """A tiny model in NF4 that computes in `dtype`, on a GPU if there is one."""
+    tiny_model(len(tokenizer()), **{"hidden_size": 64} | shape).save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        quantization_config=models.nf4_config(dtype),
+        dtype=dtype,
+        device_map={"": 0} if torch.cuda.is_available() else None,
+    )
 
 
 def lora(train_rows=True, **changes):

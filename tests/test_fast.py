@@ -21,6 +21,7 @@ from fast_harness import (
     lora,
     make_both,
     make_trainer,
+    nf4_model,
     random_feature,
     run_window,
     text_rows,
@@ -208,17 +209,6 @@ def test_equals_trl_with_the_adapter_switched_off(tmp_path):
             loss, _ = trainer.get_batch_loss_metrics(trainer.model, batch, "eval")
         results.append(loss)
     torch.testing.assert_close(*results, rtol=1e-6, atol=0)
-
-
-def nf4_model(folder):
-    from transformers import AutoModelForCausalLM
-
-    from course_utils.models import nf4_config
-
-    tiny_model(len(tokenizer()), hidden_size=64).save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=nf4_config(torch.float32), dtype=torch.float32
-    )
 
 
 @pytest.mark.parametrize("fused", [True, False])

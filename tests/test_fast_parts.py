@@ -15,6 +15,7 @@ from fast_harness import (
     lora,
     make_both,
     make_trainer,
+    nf4_model,
     random_feature,
     run_window,
     text_rows,
@@ -377,12 +378,25 @@ def test_compiled_layers_with_sequences_equal_trl(tmp_path, flash_kernel_on_cpu,
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize("gib", [None, 0])
+def test_compiled_layers_on_nf4_weights_equal_trl(tmp_path, flash_kernel_on_cpu, gib):
+    theirs, ours = make_both(
+        tmp_path, make_model=lambda: nf4_model(tmp_path), dtype=torch.float32,
+        peft_config=lora(), levers=Levers(activation_gib=gib),
+    )  # fmt: skip
+    ours.attention, ours.compile_layers = "varlen", "aot_eager"
+    for seed in range(2):
+        assert_same_window(theirs, ours, window(seed), 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 64])
 def test_a_compiled_layer_computes_again_only_what_backward_needs(
-    tmp_path, flash_kernel_on_cpu
+    tmp_path, flash_kernel_on_cpu, bits
 ):
+    model = four_layers() if bits == 64 else nf4_model(tmp_path, num_hidden_layers=4)
     ours = make_trainer(
-        PackedORPOTrainer, tmp_path, model=four_layers(), peft_config=lora(),
-        levers=Levers(activation_gib=0),
+        PackedORPOTrainer, tmp_path, model=model, peft_config=lora(),
+        dtype=model.dtype, levers=Levers(activation_gib=0),
     )  # fmt: skip
     ours.attention, ours.compile_layers = "varlen", "aot_eager"
     run_window(ours, window())

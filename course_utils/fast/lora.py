@@ -258,8 +258,9 @@ def _gradients(ctx, grad):
         grad, x, between, low, up, ctx.scaling, ctx.by_triton,
         weight, scales, ctx.blocks, ctx.kind, code, ctx.shape, ctx.dtype,
     )  # fmt: skip
-    lists = ([None] * len(values) for values in (scales, ctx.blocks, ctx.shape))
-    of_scales, of_blocks, of_shape = lists
+    # For lists PyTorch wants a list of as many as there are tensors in it.
+    of_scales = [None] * len(scales)
+    of_blocks, of_shape = (None if values else [] for values in (ctx.blocks, ctx.shape))
     return (
         grad_x, None, grad_low, grad_up, None, None, None,
         None, of_scales, of_blocks, None, None, of_shape, None,

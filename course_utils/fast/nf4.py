@@ -12,7 +12,7 @@ import functools
 
 import torch
 
-BYTES, WARPS = 2048, 8  # that a program decodes, and that decode them
+BYTES, WARPS = 2048, 4  # that a program decodes, 16 a thread, and that decode them
 
 
 def decode(packed, scales, blocks, code, shape, dtype):

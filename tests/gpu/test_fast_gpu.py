@@ -15,15 +15,14 @@ from fast_harness import (
     lora,
     make_both,
     make_trainer,
+    nf4_model,
     random_feature,
     run_window,
     tokenizer,
 )
 from tiny_llama import tiny_model
-from transformers import AutoModelForCausalLM
 from trl.experimental.orpo import ORPOTrainer
 
-from course_utils import models
 from course_utils.fast import Levers, PackedORPOTrainer, nf4
 from course_utils.fast import lora as lora_layers
 
@@ -45,16 +44,6 @@ def window(seed=0, sizes=(6, 6)):
 
 def wide_model():
     return tiny_model(len(tokenizer()), **WIDE)
-
-
-def nf4_model(folder):
-    wide_model().save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        quantization_config=models.nf4_config(torch.bfloat16),
-        dtype=torch.bfloat16,
-        device_map={"": 0},
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +100,7 @@ def test_nf4_in_bf16_is_as_close_to_fp32_as_trl(tmp_path):
     for name, levers in KINDS.items():
         trainers["theirs"], trainers[name] = make_both(
             tmp_path,
-            make_model=lambda: nf4_model(tmp_path),
+            make_model=lambda: nf4_model(tmp_path, torch.bfloat16, **WIDE),
             levers=levers,
             **settings,
         )
@@ -124,7 +113,7 @@ def test_nf4_in_bf16_is_as_close_to_fp32_as_trl(tmp_path):
     exact = make_trainer(
         ORPOTrainer,
         tmp_path,
-        model=nf4_model(tmp_path).dequantize().float(),
+        model=nf4_model(tmp_path, torch.bfloat16, **WIDE).dequantize().float(),
         dtype=torch.float32,
         **ON_GPU,
     )
@@ -167,7 +156,7 @@ def test_training_with_graphs_equals_training_without(tmp_path, gib):
         trainer = make_trainer(
             PackedORPOTrainer,
             tmp_path,
-            model=nf4_model(tmp_path),
+            model=nf4_model(tmp_path, torch.bfloat16, **WIDE),
             dtype=None,
             bf16=True,
             rows=48,
@@ -194,7 +183,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path):
     trainer = make_trainer(
         PackedORPOTrainer,
         tmp_path,
-        model=nf4_model(tmp_path),
+        model=nf4_model(tmp_path, torch.bfloat16, **WIDE),
         dtype=None,
         bf16=True,
         levers=Levers(**SMALL),
