@@ -23,8 +23,15 @@ def main(folder):
             cls, folder, peft_config=lora(), rows=22, gradient_accumulation_steps=2,
             learning_rate=5e-3, logging_steps=1, max_steps=6, **extra,
         )  # fmt: skip
+        if name == "ours" and trainer.accelerator.process_index == 1:
+            for parameter in trained(trainer.model).values():
+                parameter.data.add_(1)  # the first process's adapter is what counts
         trainer.rows_must_match = True  # as under FSDP; TRL's knows no such thing
         trainer.train()
+        wrapped = isinstance(
+            trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel
+        )
+        assert wrapped == (name == "theirs")
         result = {
             "weights": {n: p.data for n, p in trained(trainer.model).items()},
             "logs": trainer.state.log_history,

@@ -17,6 +17,7 @@ different micro-batches, and each row can go through forward and backward alone.
 """
 
 import contextlib
+import functools
 from dataclasses import replace
 
 import torch
@@ -79,6 +80,13 @@ class PackedORPOTrainer(ORPOTrainer):
         if self.levers.run_ahead:
             self.accelerator.dataloader_config.non_blocking = True
         self.rows_must_match = self.is_fsdp_enabled
+        # The whole model in every process: what accelerate would wrap in DDP.
+        kind = self.accelerator.distributed_type.value  # MULTI_GPU, MULTI_CPU, FSDP ...
+        self._is_replicated = kind.startswith("MULTI_")
+        if self._is_replicated:
+            self.accelerator.prepare_model = functools.partial(
+                self.accelerator.prepare_model, evaluation_mode=True
+            )
         self._graphs = None  # while training with them: the recorded rows
         self._layers = None  # while the model is dressed: its DecoderLayers
         self._attention_before = None
@@ -113,7 +121,13 @@ class PackedORPOTrainer(ORPOTrainer):
             self._layers = self._graphs = None
             self.model.config._attn_implementation = self._attention_before
 
+    def _trained(self):
+        return [p for p in self.model.parameters() if p.requires_grad]
+
     def train(self, *args, **kwargs):
+        if self._is_replicated:  # all begin with the adapter of the first, as in DDP
+            for parameter in self._trained():
+                torch.distributed.broadcast(parameter.data, src=0)
         optimizer_runs = (
             waits.optimizer_runs_ahead()
             if self.levers.run_ahead
@@ -157,9 +171,6 @@ class PackedORPOTrainer(ORPOTrainer):
                 "several GPUs in one process (DataParallel) are not supported. Start "
                 "with `accelerate launch`, or show one GPU with CUDA_VISIBLE_DEVICES=0."
             )
-        of_many = isinstance(model, torch.nn.parallel.DistributedDataParallel)
-        if of_many:
-            model = self.model
         rows = self._pack(groups)
         passes = rows + self._idle_rows(rows)
         if self.cuda_graphs and self._graphs is None:
@@ -173,7 +184,7 @@ class PackedORPOTrainer(ORPOTrainer):
                 row_loss, row_scores = take(model, row, num_items_in_batch, number == 0)
             loss = loss + row_loss
             scores.append(row_scores)
-        if of_many:
+        if self._is_replicated:
             self._average_gradients()
         scores = scores[: len(rows)]
         for metrics in self._metrics(groups, rows, scores, prefix=""):
@@ -184,9 +195,10 @@ class PackedORPOTrainer(ORPOTrainer):
         """Over all processes, once a step, in the place of DDP.
 
         DDP exchanges gradients while the last pass computes them, from hooks that a
-        CUDA graph cannot hold. An adapter's gradients are small: 170 MB at 8B.
+        CUDA graph cannot hold, and keeps the nodes that add gradients up on a stream
+        that cannot wait for one. An adapter's gradients are small: 170 MB at 8B.
         """
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = self._trained()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         torch.distributed.all_reduce(flat)
@@ -215,8 +227,7 @@ class PackedORPOTrainer(ORPOTrainer):
 
     def _start_graphs(self, model, groups, rows, num_items_in_batch):
         """Record rows of all usual lengths, so that training need not stop for it."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self._graphs = graphs.RowGraphs(trained, self.args.device)
+        self._graphs = graphs.RowGraphs(self._trained(), self.args.device)
         self._graphs.start_window()
         slots = self._slots([pair for group in groups for pair in group])
         budget = self.levers.token_budget if self.levers.packing else 0

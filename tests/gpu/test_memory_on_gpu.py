@@ -4,7 +4,6 @@ On two layers of Llama 3 8B's exact width: all tensors have their real size.
 `measure_memory.py` measures the whole model.
 """
 
-import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def loaded(folder):
-    gc.collect()  # trainers of earlier tests, whose memory would be measured as well
-    torch.cuda.empty_cache()
+    measure_memory.forget_embeddings()
     return (
         measure_memory.load(folder, "nf4", "bfloat16"),
         AutoTokenizer.from_pretrained(folder),
