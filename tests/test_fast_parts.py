@@ -715,6 +715,18 @@ def test_the_attention_fits_the_machine():
         levers.choose_attention("varlen", torch.device("cuda"), torch.float32)
 
 
+def test_triton_decodes_where_there_is_a_gpu_and_triton(monkeypatch):
+    gpu, has = torch.device("cuda"), [object()]
+    monkeypatch.setattr(levers.importlib.util, "find_spec", lambda _: has[0])
+    assert levers.choose_decode("auto", gpu) == (True, "one pass over a matrix")
+    assert levers.choose_decode(False, gpu) == (False, "as asked")
+    assert levers.choose_decode("auto", CPU) == (False, "there is no CUDA GPU")
+    has[0] = None
+    assert levers.choose_decode("auto", gpu) == (False, "triton is not installed")
+    with pytest.raises(ValueError, match="triton_decode=True cannot be: triton is not"):
+        levers.choose_decode(True, gpu)
+
+
 def test_layers_are_compiled_where_it_pays():
     gpu = torch.device("cuda")
     has_triton = levers.choose_compile("auto", "flex", gpu)

@@ -8,6 +8,8 @@ call that is not a packed row, so that a model may keep it while it generates or
 measured.
 """
 
+import functools
+
 import torch
 from torch.nn.attention.flex_attention import (
     BlockMask,
@@ -227,12 +229,10 @@ def _keep_for_backward(ctx, inputs, output):
     ctx.save_for_backward(query, key, value, *output, cu_queries, cu_keys)
 
 
-def _flash_gradients(ctx, grad, _):
+@functools.partial(flash.register_autograd, setup_context=_keep_for_backward)
+def _(ctx, grad, _):
     gradients = flash_backward(grad, *ctx.saved_tensors, ctx.longest, ctx.scaling)
     return *gradients, None, None, None, None
-
-
-flash.register_autograd(_flash_gradients, setup_context=_keep_for_backward)
 
 
 @torch.library.custom_op("course_utils::in_key_order", mutates_args=())
@@ -260,13 +260,11 @@ def _keep_places(ctx, inputs, output):
     ctx.save_for_backward(*inputs[2:])
 
 
-def _from_key_order(ctx, grad):
+@functools.partial(in_key_order.register_autograd, setup_context=_keep_places)
+def _(ctx, grad):
     first, second = ctx.saved_tensors
     again = torch.where((second >= 0)[:, None, None], grad[second.clamp(min=0)], 0)
     return grad[first] + again, None, None, None
-
-
-in_key_order.register_autograd(_from_key_order, setup_context=_keep_places)
 
 
 def _in_autocast_precision(*tensors):

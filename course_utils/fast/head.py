@@ -135,10 +135,10 @@ class _TiledLogProbs(torch.autograd.Function):
         trained = None if rows is None else rows.to(dtype)
         logps, mean_logits, slopes, row_slopes = [], [], [], []
         for h, y in zip(hidden.split(tile), targets.split(tile), strict=True):
-            logits = h @ weight.t()
-            if rows is not None:
-                logits[:, row_ids] = h @ trained.t()
-            logp, mean, slope = _scorer(backend)(logits, y, training)
+            # Nobody but the scorer holds the logits, so that it can let go of them.
+            logp, mean, slope = _scorer(backend)(
+                _tile_logits(h, weight, trained, row_ids), y, training
+            )
             logps.append(logp)
             mean_logits.append(mean)
             if not training:
@@ -176,6 +176,14 @@ class _TiledLogProbs(torch.autograd.Function):
         return grad_hidden, None, grad_rows, None, None, None, None, None
 
 
+def _tile_logits(hidden, weight, trained, row_ids):
+    """(n, V) logits; trained: rows in the place of weight's row_ids, or None."""
+    logits = hidden @ weight.t()
+    if trained is not None:
+        logits[:, row_ids] = hidden @ trained.t()
+    return logits
+
+
 def _score(logits, targets, training):
     """(log-probs of the targets, means of the logits, -p in the logits' dtype or None).
 
@@ -185,8 +193,11 @@ def _score(logits, targets, training):
     mean = logits.mean(1)
     log_z = logits.logsumexp(1, keepdim=True)
     logp = (logits.gather(1, targets[:, None]) - log_z)[:, 0]
-    slope = (logits - log_z).exp_().neg_().to(dtype) if training else None
-    return logp, mean, slope
+    if not training:
+        return logp, mean, None
+    slope = logits - log_z
+    del logits  # one tile less, where nobody else holds it
+    return logp, mean, slope.exp_().neg_().to(dtype)
 
 
 @functools.lru_cache

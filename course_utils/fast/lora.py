@@ -9,6 +9,8 @@ added inside the second product, x is kept once and in the precision that comput
 the scaling falls on the r numbers a token between A and B.
 """
 
+import functools
+
 import bitsandbytes
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -252,7 +254,8 @@ def _keep_for_backward(ctx, inputs, output):
     ctx.save_for_backward(*tensors, weight, code, *scales)
 
 
-def _gradients(ctx, grad):
+@functools.partial(fused_lora.register_autograd, setup_context=_keep_for_backward)
+def _(ctx, grad):
     x, between, low, up, weight, code, *scales = ctx.saved_tensors
     grad_x, grad_low, grad_up = fused_lora_backward(
         grad, x, between, low, up, ctx.scaling, ctx.by_triton,
@@ -265,6 +268,3 @@ def _gradients(ctx, grad):
         grad_x, None, grad_low, grad_up, None, None, None,
         None, of_scales, of_blocks, None, None, of_shape, None,
     )  # fmt: skip
-
-
-fused_lora.register_autograd(_gradients, setup_context=_keep_for_backward)
