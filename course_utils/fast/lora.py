@@ -187,57 +187,29 @@ class _FusedLora(torch.autograd.Function):
         return grad_x, None, grad_low, grad_up, *[None] * (3 + 7)
 
 
-@torch.library.custom_op("course_utils::fused_lora", mutates_args=())
-def fused_lora(
-    x: torch.Tensor,
-    between: torch.Tensor,
-    low: torch.Tensor,
-    up: torch.Tensor,
-    scaling: float,
-    bias: torch.Tensor | None,
-    by_triton: bool,
-    weight: torch.Tensor,
-    scales: list[torch.Tensor],
-    blocks: list[int],
-    kind: str,
-    code: torch.Tensor | None,
-    shape: list[int],
-    dtype: torch.dtype | None,
-) -> torch.Tensor:
-    """_forward as one operation."""
-    return _forward(
-        x, between, low, up, scaling, bias, by_triton,
-        weight, scales, blocks, kind, code, shape, dtype,
-    )  # fmt: skip
+_PACKED = (
+    "Tensor weight, Tensor[] scales, int[] blocks, str kind, Tensor? code, "
+    "int[] shape, ScalarType? dtype"
+)
+fused_lora = torch.library.custom_op(
+    "course_utils::fused_lora",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor x, Tensor between, Tensor low, Tensor up, float scaling, "
+    f"Tensor? bias, bool by_triton, {_PACKED}) -> Tensor",
+)
+fused_lora_backward = torch.library.custom_op(
+    "course_utils::fused_lora_backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor between, Tensor low, Tensor up, "
+    f"float scaling, bool by_triton, {_PACKED}) -> (Tensor, Tensor, Tensor)",
+)
 
 
 @fused_lora.register_fake
 def _(x, between, low, up, *_):
     return x.new_empty(*x.shape[:-1], up.shape[0])
-
-
-@torch.library.custom_op("course_utils::fused_lora_backward", mutates_args=())
-def fused_lora_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    between: torch.Tensor,
-    low: torch.Tensor,
-    up: torch.Tensor,
-    scaling: float,
-    by_triton: bool,
-    weight: torch.Tensor,
-    scales: list[torch.Tensor],
-    blocks: list[int],
-    kind: str,
-    code: torch.Tensor | None,
-    shape: list[int],
-    dtype: torch.dtype | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """_backward as one operation."""
-    return _backward(
-        grad, x, between, low, up, scaling, by_triton,
-        weight, scales, blocks, kind, code, shape, dtype,
-    )  # fmt: skip
 
 
 @fused_lora_backward.register_fake

@@ -171,9 +171,11 @@ def test_the_table_and_the_line_say_what_the_record_says():
     line = on_gpu.clause("03_x", record)
     assert "`l4` 1.3 min and 17.3 GiB" in line and "a100" not in line
     assert "random weights" in line and "NVIDIA H200 (2026-11-22)" in line
-    assert "16 pairs" in on_gpu.caption(record) and "l4 22 GiB" in on_gpu.caption(
-        record
-    )
+    caption = on_gpu.caption(record)
+    assert "16 pairs" in caption and "l4 22 GiB" in caption
+    assert "several calls" not in caption
+    added = on_gpu.caption(record | {"command": record["command"] + " --add"})
+    assert "--add` (the last of several calls). Base" in added
 
 
 def test_the_readme_s_map_shows_the_gpu_once_it_is_recorded(monkeypatch):
