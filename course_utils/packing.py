@@ -115,7 +115,10 @@ def packed_length(pair, share_prefix=True):
 
 
 def fill_rows(lengths, budget):
-    """Which items share a row: first fit, longest items first.
+    """Which items share a row: as few rows as first fit needs, about equally long.
+
+    Equal rows, since the longest one decides how much memory a step takes, and how many
+    layers have to compute again in backward what they could not keep.
 
     lengths: tokens of each item. budget: tokens that a row may hold; an item longer
         than that gets a row of its own.
@@ -124,8 +127,24 @@ def fill_rows(lengths, budget):
     """
     if budget < 1:
         raise ValueError(f"token_budget must be at least 1, got {budget}.")
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    rows = _first_fit(longest_first, lengths, budget)
+    equal, totals = [[] for _ in rows], [0] * len(rows)
+    for item in longest_first:
+        shortest = totals.index(min(totals))
+        equal[shortest].append(item)
+        totals[shortest] += lengths[item]
+        if totals[shortest] > budget and len(equal[shortest]) > 1:
+            break  # not in so few rows
+    else:
+        rows = equal
+    return [sorted(row) for row in rows]
+
+
+def _first_fit(items, lengths, budget):
+    """Rows of items, each item in the first row that has room for it."""
     rows, free = [], []
-    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for item in items:
         for row, room in enumerate(free):
             if lengths[item] <= room:
                 rows[row].append(item)
@@ -134,7 +153,7 @@ def fill_rows(lengths, budget):
         else:
             rows.append([item])
             free.append(budget - lengths[item])
-    return [sorted(row) for row in rows]
+    return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +182,7 @@ class PackedRow:
     key_first, key_second: (T,) int64 into K, where a token's key stands; the second is
         -1 outside prefixes.
     longest: int, tokens of the longest sequence of keys.
+    embeddings: (1, T, H) of input_ids, or None where the model looks them up.
     """
 
     input_ids: torch.Tensor
@@ -185,6 +205,7 @@ class PackedRow:
     key_second: torch.Tensor
     lengths: tuple
     longest: int
+    embeddings: torch.Tensor | None = None
 
     def on(self, device):
         """The row on a device; to a GPU the copies do not wait for it."""
@@ -199,10 +220,15 @@ class PackedRow:
         return {name: v for name, v in values.items() if torch.is_tensor(v)}
 
 
-def without_waiting(tensor, device):
-    """A CPU tensor on a device; the CPU does not wait until a GPU has it."""
+def without_waiting(tensor, device, into=None):
+    """A CPU tensor on a device; the CPU does not wait until a GPU has it.
+
+    into: a tensor there that takes its values, or None for a new one.
+    """
     if device.type == "cuda":
         tensor = tensor.pin_memory()
+    if into is not None:
+        return into.copy_(tensor, non_blocking=True)
     return tensor.to(device, non_blocking=True)
 
 

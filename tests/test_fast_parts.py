@@ -36,6 +36,7 @@ from course_utils.fast import (
     head,
     layers,
     levers,
+    table,
     waits,
 )
 from course_utils.fast.lora import fused_forward
@@ -420,7 +421,7 @@ def test_sequences_of_different_lengths_equal_trl(tmp_path, flash_on_cpu):
         assert_same_window(theirs, ours, window(seed, sizes=[9, 6]))
 
 
-@pytest.mark.parametrize(("budget", "lengths"), [(600, 3), (60, 1)])
+@pytest.mark.parametrize(("budget", "lengths"), [(600, 5), (60, 1)])
 def test_replayed_rows_equal_trl(tmp_path, flash_on_cpu, budget, lengths):
     theirs, ours = make_both(
         tmp_path, make_model=four_layers, peft_config=lora(),
@@ -429,8 +430,8 @@ def test_replayed_rows_equal_trl(tmp_path, flash_on_cpu, budget, lengths):
     ours.attention, ours.cuda_graphs = "varlen", True
     for seed in range(4):
         assert_same_window(theirs, ours, window(seed, sizes=[5, 6]))
-    # Recordings of 256, 512 and 768 tokens, or of as many as the budget lets be,
-    # serve rows of any content...
+    # Recordings of 128, 256 ... 640 tokens, or of as many as the budget lets be, serve
+    # rows of any content...
     assert Replayed.made == lengths
     # ... but not steps that consist of another number of micro-batches.
     for seed in range(2):
@@ -452,7 +453,7 @@ def test_training_and_evaluation_with_replayed_rows_equal_trl(tmp_path, flash_on
     for trainer in (theirs, ours):
         trainer.train()
         logs.append(trainer.state.log_history)
-    assert Replayed.made == 1
+    assert Replayed.made == 2
     for expected, found in zip(*logs, strict=True):
         assert expected.keys() == found.keys()
         for name in expected.keys() & {"loss", "eval_loss", "grad_norm", "nll_loss"}:
@@ -559,6 +560,76 @@ def test_confident_predictions_keep_their_gradient():
     # d logp / d hidden = (1 - p) * (4 - -4), with 1 - p = sigmoid(-8)
     expected = 8 * torch.sigmoid(torch.tensor(-8.0))
     torch.testing.assert_close(hidden.grad[0, 0].float(), expected, rtol=0.01, atol=0)
+
+
+def on_the_cpu(trainer):
+    """The trainer as it is where `embeddings_on_cpu` can be: not beside a CPU."""
+    trainer.embeddings_on_cpu = True
+    return trainer
+
+
+@pytest.mark.parametrize("rows", [True, False])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_embeddings_on_the_cpu_equal_trl(tmp_path, flash_on_cpu, rows, recorded):
+    theirs, ours = make_both(
+        tmp_path, make_model=four_layers, peft_config=lora(train_rows=rows)
+    )
+    ours.attention, ours.cuda_graphs = "varlen", recorded
+    on_the_cpu(ours)
+    for seed in range(3):
+        assert_same_window(theirs, ours, window(seed, sizes=[5, 6]))
+
+
+def test_a_model_can_be_asked_while_its_embeddings_are_on_the_cpu(tmp_path):
+    trainer = on_the_cpu(packed_trainer(tmp_path))
+    layer = trainer.model.get_input_embeddings()
+    ids = torch.tensor([[1, 5, 2, 7]])
+    weight = layer.token_adapter.base_layer.weight
+    expected, generated = layer(ids), trainer.model.generate(ids, max_new_tokens=3)
+    before = weight.data_ptr()
+    trainer.dress()
+    assert "forward" in layer.__dict__
+    assert torch.equal(layer(ids), expected)
+    assert torch.equal(trainer.model.generate(ids, max_new_tokens=3), generated)
+    trainer.undress()
+    assert "forward" not in layer.__dict__ and torch.equal(layer(ids), expected)
+    assert weight.data_ptr() == before  # here, where nothing has to move
+
+
+def test_embeddings_move_where_they_can(tmp_path):
+    def found(**settings):
+        settings = {"peft_config": lora()} | settings
+        trainer = make_trainer(PackedORPOTrainer, tmp_path, **settings)
+        reasons = table.obstacles(trainer)
+        reasons.pop("there is no CUDA GPU")
+        return [reason for reason, applies in reasons.items() if applies]
+
+    assert found() == [] and found(peft_config=lora(train_rows=False)) == []
+    trained = ["they are trained, or do more than look up"]
+    assert found(peft_config=None) == trained
+    tied = tiny_model(len(tokenizer()), tie_word_embeddings=True)
+    same = ["the output head is the same matrix"]
+    assert found(model=tied, peft_config=lora(train_rows=False)) == same
+    with pytest.raises(ValueError, match="embeddings_on_cpu=True cannot be: there is"):
+        packed_trainer(tmp_path, levers=Levers(embeddings_on_cpu=True))
+
+
+def test_the_residual_can_stay_in_float32(tmp_path):
+    seen = {}
+    for wide in (False, True):
+        trainer = make_trainer(
+            PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path, torch.bfloat16),
+            dtype=None, bf16=True, peft_config=lora(train_rows=False),
+            levers=Levers(residual_in_float32=wide),
+        )  # fmt: skip
+        inputs = []
+        for layer in trainer.model.get_base_model().model.layers:
+            layer.register_forward_pre_hook(
+                lambda _, arguments, inputs=inputs: inputs.append(arguments[0].dtype)
+            )
+        run_window(trainer, window())
+        seen[wide] = set(inputs)
+    assert seen == {False: {torch.bfloat16}, True: {torch.float32}}
 
 
 def test_embedding_with_trained_rows_equals_peft():

@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import torch
 
-TOKENS = 256  # rows are padded to a multiple of this
+from course_utils import packing
+
+TOKENS = 128  # rows are padded to a multiple of this
 PAIRS = 8  # and their pairs to a multiple of this
 
 
@@ -54,6 +56,7 @@ class RowGraphs:
         self._record = record
         self._gradients = None
         self._recorded = {}
+        self._room = {}  # of each of a row's tensors: what all recordings read
 
     def start_window(self):
         """Before the rows of an optimizer step: gradients are 0, where graphs add."""
@@ -73,8 +76,9 @@ class RowGraphs:
         """
         key = (variant, *(tensor.shape for tensor in row.tensors().values()))
         if key not in self._recorded:
-            tensors = row.on(self._device).tensors()
-            static = replace(row, **{k: v.clone() for k, v in tensors.items()})
+            tensors = row.tensors()
+            static = replace(row, **{k: self._static(k, v) for k, v in tensors.items()})
+            self._fill(static, row)
             one = next((graph for _, graph in self._recorded.values()), None)
             graph = self._record(lambda: step(static), beside=one)
             self._recorded[key] = static, graph
@@ -83,11 +87,21 @@ class RowGraphs:
     def run(self, row, variant, step):
         """Results of step(row), gradients added to the parameters'; as in `record`."""
         static, graph = self.record(row, variant, step)
-        fresh = row.on(self._device).tensors()
-        for name, tensor in static.tensors().items():
-            tensor.copy_(fresh[name])
+        self._fill(static, row)
         graph.replay()
         return tuple(value.clone() for value in graph.result)
+
+    def _static(self, name, tensor):
+        """Memory for a tensor of a row; recordings of shorter rows read it as well."""
+        numbers = tensor.numel()
+        if name not in self._room or self._room[name].numel() < numbers:
+            self._room[name] = tensor.new_empty(numbers, device=self._device)
+        return self._room[name][:numbers].view(tensor.shape)
+
+    def _fill(self, static, row):
+        values = row.tensors()
+        for name, tensor in static.tensors().items():
+            packing.without_waiting(values[name], self._device, into=tensor)
 
 
 def free_workspaces():

@@ -57,11 +57,11 @@ def token_logps(head, original_forward, hidden, targets, tile, backend=None):
 
 
 def _logps(forward, hidden, targets):
-    logits = _at_least_fp32(forward(hidden))
+    logits = at_least_fp32(forward(hidden))
     return -F.cross_entropy(logits, targets, reduction="none"), logits.detach().mean(1)
 
 
-def _at_least_fp32(tensor):
+def at_least_fp32(tensor):
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
@@ -189,7 +189,7 @@ def _score(logits, targets, training):
 
     logits: (n, V). targets: (n,). training: whether anybody needs -p.
     """
-    dtype, logits = logits.dtype, _at_least_fp32(logits)
+    dtype, logits = logits.dtype, at_least_fp32(logits)
     mean = logits.mean(1)
     log_z = logits.logsumexp(1, keepdim=True)
     logp = (logits.gather(1, targets[:, None]) - log_z)[:, 0]
@@ -214,23 +214,35 @@ def _scorer(backend):
     return score
 
 
-def embed(layer, original_forward, input_ids):
+def only_looks_up(matrix):
+    """Is an embedding's result rows of its table, the trained ones among them?
+
+    matrix: FrozenMatrix of an nn.Embedding.
+    """
+    # No gradient flows to a padding row.
+    return matrix.base.max_norm is None and (
+        matrix.base.padding_idx not in matrix.row_ids
+    )
+
+
+def embed(layer, original_forward, input_ids, frozen=None):
     """Embeddings of a layer with some rows trained, without a copy of its matrix.
 
     layer: the model's input embedding. PEFT's own forward copies the whole matrix to
         put the trained rows in, and its backward makes a gradient for all of it.
     original_forward: used for any other kind of embedding.
-    input_ids: (1, T). Returns: (1, T, H).
+    input_ids: (1, T). frozen: (1, T, H), rows of the matrix for these ids, where
+        somebody looked them up already. Returns: (1, T, H).
     """
     matrix = frozen_matrix(layer)
-    if matrix is None or matrix.rows is None or matrix.base.max_norm is not None:
+    if matrix is None or not only_looks_up(matrix):
         return original_forward(input_ids)
-    if matrix.base.padding_idx in matrix.row_ids:
-        return original_forward(input_ids)  # no gradient flows to a padding row
-    weight = matrix.base.weight
+    if matrix.rows is None:
+        return original_forward(input_ids) if frozen is None else frozen
+    if frozen is None:
+        frozen = F.embedding(input_ids, matrix.base.weight)
     matches = input_ids[..., None] == _ids_on(matrix.row_ids, input_ids.device)
-    trained = F.embedding(matches.int().argmax(-1), matrix.rows.to(weight.dtype))
-    frozen = F.embedding(input_ids, weight)
+    trained = F.embedding(matches.int().argmax(-1), matrix.rows.to(frozen.dtype))
     return torch.where(matches.any(-1, keepdim=True), trained, frozen)
 
 

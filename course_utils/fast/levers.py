@@ -20,7 +20,11 @@ class Levers:
         own.
     head_tile: rows of logits held at a time, only for scored tokens, their gradient
         computed in the same pass. None: all logits of a row at once, as TRL does.
+    embeddings_on_cpu: the input embeddings stay in the CPU's memory, and the rows that
+        are needed travel with the token ids. True, False or "auto".
     fused_lora: a LoRA layer as one step that keeps its input once.
+    residual_in_float32: what layers add up stays in float32 beside 16-bit arithmetic,
+        as it does in TRL's trainer with 4-bit weights.
     triton_decode: 4-bit weights of fused LoRA layers are decoded by one Triton kernel,
         instead of bitsandbytes' three. True, False or "auto".
     attention: "varlen" (flash attention over sequences of different lengths), "flex"
@@ -46,7 +50,9 @@ class Levers:
     packing: bool = True
     token_budget: int = 4096
     head_tile: int | None = 512
+    embeddings_on_cpu: bool | str = "auto"
     fused_lora: bool = True
+    residual_in_float32: bool = False
     triton_decode: bool | str = "auto"
     attention: str = "auto"
     compile_layers: bool | str = "auto"
@@ -156,22 +162,34 @@ def compile_backend(chosen):
 
 
 def choose_graphs(wanted, attention, obstacles):
-    """Whether to replay rows as CUDA graphs: (bool, reason).
-
-    obstacles: {reason: does it apply?} of what cannot be recorded in this training.
-    Raises: ValueError if graphs are asked for and an obstacle applies.
-    """
+    """Whether to replay rows as CUDA graphs: (bool, reason); see _unless."""
     obstacles = {
         f"attention={attention!r} makes its masks anew for every row": (
             attention != "varlen"
         ),
         **obstacles,
     }
-    reasons = [reason for reason, applies in obstacles.items() if applies]
+    return _unless(obstacles, wanted, "cuda_graphs", "one launch a row")
+
+
+def choose_table(wanted, obstacles):
+    """Whether the input embeddings stay on the CPU: (bool, reason); see _unless."""
+    return _unless(
+        obstacles, wanted, "embeddings_on_cpu", "training only looks rows of them up"
+    )
+
+
+def _unless(obstacles, wanted, name, gain):
+    """(bool, reason) for a lever that obstacles keep from being pulled.
+
+    obstacles: {reason: does it apply?} wanted: the lever's value. gain: the reason if
+    it is pulled. Raises: ValueError if it is asked for and an obstacle applies.
+    """
+    reasons = "; ".join(reason for reason, applies in obstacles.items() if applies)
     if not wanted:
         return False, "as asked"
     if reasons and wanted is True:
-        raise ValueError(f"cuda_graphs=True cannot be: {'; '.join(reasons)}.")
+        raise ValueError(f"{name}=True cannot be: {reasons}.")
     if reasons:
-        return False, "; ".join(reasons)
-    return True, "as asked" if wanted is True else "one launch a row"
+        return False, reasons
+    return True, "as asked" if wanted is True else gain

@@ -24,7 +24,7 @@ import torch
 from trl.experimental.orpo import ORPOTrainer
 
 from course_utils import memory, packing
-from course_utils.fast import attention, graphs, head, waits
+from course_utils.fast import attention, graphs, head, table, waits
 from course_utils.fast.layers import DecoderLayers
 from course_utils.fast.levers import (
     Levers,
@@ -32,6 +32,7 @@ from course_utils.fast.levers import (
     choose_compile,
     choose_decode,
     choose_graphs,
+    choose_table,
     compile_backend,
 )
 from course_utils.fast.refusals import require_answers, require_packable
@@ -71,6 +72,9 @@ class PackedORPOTrainer(ORPOTrainer):
         self.triton_decode, self.decode_reason = choose_decode(
             self.levers.triton_decode, device
         )
+        self.embeddings_on_cpu, self.embeddings_reason = choose_table(
+            self.levers.embeddings_on_cpu, table.obstacles(self)
+        )
         self.cuda_graphs, self.graphs_reason = choose_graphs(
             self.levers.cuda_graphs, self.attention, graphs.obstacles(self)
         )
@@ -90,6 +94,7 @@ class PackedORPOTrainer(ORPOTrainer):
         self._graphs = None  # while training with them: the recorded rows
         self._layers = None  # while the model is dressed: its DecoderLayers
         self._attention_before = None
+        self._table = None  # while it is dressed: its embeddings, if on the CPU
         self._scores = []  # of the rows of the window at work
         self._head_verified = False
 
@@ -113,12 +118,17 @@ class PackedORPOTrainer(ORPOTrainer):
             self.model, self.levers, self.compile_layers, self.triton_decode
         )
         self._layers.dress()
+        if self.embeddings_on_cpu:
+            self._table = table.CpuTable(self.model.get_input_embeddings())
 
     def undress(self):
         """Leave the model as it was before `dress`."""
         if self._layers is not None:
             self._layers.undress()
             self._layers = self._graphs = None
+            if self._table is not None:
+                self._table.put_back()
+                self._table = None
             self.model.config._attn_implementation = self._attention_before
 
     def _trained(self):
@@ -236,7 +246,9 @@ class PackedORPOTrainer(ORPOTrainer):
         samples = [
             row
             for tokens in range(_rounded_up(most), 0, -graphs.TOKENS)
-            for row in self._pack([packing.filling_pairs(tokens, slots)], slots)
+            for row in self._pack(
+                [packing.filling_pairs(min(tokens, most), slots)], slots
+            )
         ]
         # As they are, once: this measures, compiles and tunes. Results are not used:
         # the window begins with gradients of 0 again.
@@ -277,18 +289,27 @@ class PackedORPOTrainer(ORPOTrainer):
         return contextlib.nullcontext()
 
     def _pack(self, groups, slots=None):
-        """packing.pack_window, in shapes that suit attention and graphs."""
+        """packing.pack_window, in shapes that suit attention and graphs.
+
+        For the dressed model: where the embeddings are on the CPU, it looks them up.
+        """
+        self.dress()
         multiple = 1 if self.attention == "sdpa" else attention.FLEX_BLOCK
         if self.cuda_graphs:
             multiple = graphs.TOKENS
             slots = slots or self._slots([pair for group in groups for pair in group])
-        return packing.pack_window(
+        rows = packing.pack_window(
             groups,
             self.levers.token_budget if self.levers.packing else 1,
             share_prefix=self.levers.shared_prefix,
             multiple=multiple,
             slots=slots,
         )
+        if self._table is None:
+            return rows
+        return [
+            replace(row, embeddings=self._table.look_up(row.input_ids)) for row in rows
+        ]
 
     def _slots(self, pairs):
         """Pairs that every row of a window of these has room for."""
@@ -337,7 +358,6 @@ class PackedORPOTrainer(ORPOTrainer):
         The head's forward is replaced for this one call, so that scoring happens inside
         the model's own forward: DDP and autocast see what they expect.
         """
-        self.dress()
         output = self.model.get_output_embeddings()
         embedding = self.model.get_input_embeddings()
         head_forward, embed_forward = output.forward, embedding.forward
@@ -354,7 +374,10 @@ class PackedORPOTrainer(ORPOTrainer):
             return scored[0]
 
         def embed(input_ids):
-            return head.embed(embedding, embed_forward, input_ids)
+            found = head.embed(embedding, embed_forward, input_ids, row.embeddings)
+            if self.levers.residual_in_float32:
+                return head.at_least_fp32(found)
+            return found
 
         self._layers.prepare(row.input_ids.shape[1])
         self._layers.running = True

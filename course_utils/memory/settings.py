@@ -37,7 +37,8 @@ class Settings:
     checkpointing: are activations of a layer computed again in backward?
     trainer: "stock" (TRL's ORPOTrainer) or "fast" (fast.PackedORPOTrainer).
     log_prob_kernel: stock: does TRL's Triton kernel run (CUDA with Triton)?
-    token_budget, head_tile, attention: fast: as in fast.Levers, not "auto".
+    token_budget, head_tile, attention, embeddings_on_cpu: fast: as in fast.Levers, not
+        "auto".
     """
 
     precision: str = "nf4"
@@ -56,6 +57,7 @@ class Settings:
     token_budget: int = 4096
     head_tile: int | None = 512
     attention: str = "varlen"
+    embeddings_on_cpu: bool = False
 
     def __post_init__(self):
         known = {
@@ -160,5 +162,6 @@ class Settings:
                 "token_budget": levers.token_budget if levers.packing else 1,
                 "head_tile": levers.head_tile,
                 "attention": trainer.attention,
+                "embeddings_on_cpu": trainer.embeddings_on_cpu,
             }
         return cls(**known)

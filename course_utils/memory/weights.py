@@ -92,10 +92,13 @@ def static_bytes(config, settings):
         linear = counts["projections"] * settings.compute_bytes
     trained = adapter_weights(config, settings)
     paged = settings.optim.startswith("paged")
+    tables = counts["tables"]
+    if settings.embeddings_on_cpu and not config.tie_word_embeddings:
+        tables //= 2
     return {
         "weights": linear + norms,
         "quant state": state,
-        "embeddings and head": counts["tables"] * settings.table_bytes,
+        "embeddings and head": tables * settings.table_bytes,
         "adapter": trained * 4,
         "optimizer": 0 if paged else round(trained * OPTIMIZERS[settings.optim]),
     }

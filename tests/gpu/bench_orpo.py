@@ -134,7 +134,7 @@ def parse(arguments):
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="one more step an arm, to see what the device does (not Unsloth's)",
+        help="some steps more an arm, to see what the device does (not Unsloth's)",
     )
     parser.add_argument("--json", help="file for everything that was measured")
     options = parser.parse_args(arguments)
@@ -196,6 +196,8 @@ def run_unsloth(options, shape, lengths, scratch):
     settings = {
         "checkpoint": options.checkpoint, "seed": options.seed,
         "warmup": options.warmup, "steps": options.steps,
+        # As many as the profiled arms take, whose mean loss stands beside this one.
+        "more_steps": options.profile * bench_parts.KernelLog.PROFILED,
         "recipe": bench_parts.RECIPE | shape.changes,
         "rows": bench_parts.random_pairs(lengths, vocabulary, options.seed),
         "tokenizer": str(scratch / "tokenizer"), "folder": str(scratch / "unsloth"),

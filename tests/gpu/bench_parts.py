@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     PrinterCallback,
     TrainerCallback,
+    set_seed,
 )
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -88,8 +89,8 @@ SHAPES = {
         twin="llama3-8b",
         changes={"bf16": True},
         # Together no more than TRL takes for the same recipe.
-        fast=Levers(token_budget=4096, activation_gib=5.5),
-        lean=Levers(token_budget=1536, head_tile=128, activation_gib=0),
+        fast=Levers(token_budget=2560, activation_gib=6.9),
+        lean=Levers(token_budget=2048, head_tile=128, activation_gib=0.5),
     ),
 }  # fmt: skip
 
@@ -98,6 +99,7 @@ SHAPES = {
 LADDER = {
     "packed rows": {},
     "+ head in tiles": {"head_tile": 512},
+    "+ embeddings on the CPU": {"embeddings_on_cpu": "auto"},
     "+ shared prefix": {"shared_prefix": True},
     "+ fused LoRA": {"fused_lora": True},
     "+ one decode": {"triton_decode": "auto"},
@@ -106,7 +108,8 @@ LADDER = {
     "+ running ahead": {"run_ahead": True},
 }
 _FOOT = {
-    "head_tile": None, "shared_prefix": False, "fused_lora": False,
+    "head_tile": None, "embeddings_on_cpu": False, "shared_prefix": False,
+    "fused_lora": False,
     "triton_decode": False, "compile_layers": False, "cuda_graphs": False,
     "run_ahead": False, "activation_gib": None,
 }  # fmt: skip
@@ -127,6 +130,8 @@ def arms(shape):
         "fast, prefix read twice": {"shared_prefix": False},
         "fast, one pair a row": {"packing": False},
         "fast, head in one piece": {"head_tile": None},
+        "fast, embeddings on the GPU": {"embeddings_on_cpu": False},
+        "fast, residual in float32": {"residual_in_float32": True},
         "fast, PEFT's LoRA": {"fused_lora": False},
         "fast, bitsandbytes decodes": {"triton_decode": False},
         "fast, layers not compiled": {"compile_layers": False},
@@ -274,11 +279,16 @@ class Clock(TrainerCallback):
 
 
 class KernelLog(TrainerCallback):
-    """What the device did in the one optimizer step after `steps` steps.
+    """What the device did in some optimizer steps after the first `steps` steps.
 
-    summary: {"wall_ms", "busy_ms", "kernels", "by_kind": {kind: ms}, "longest": {name:
-    [ms, calls]}}; without a GPU, of operations on the CPU.
+    PROFILED steps, since what a step leaves to do while the next one is prepared shows
+    in between only.
+    summary: {"steps", "wall_ms", "busy_ms", "kernels", "by_kind": {kind: ms},
+    "longest": {name: [ms, calls]}} of all of them; without a GPU, of operations on the
+    CPU.
     """
+
+    PROFILED = 3
 
     def __init__(self, steps):
         self.steps = steps
@@ -297,7 +307,7 @@ class KernelLog(TrainerCallback):
             self._wall = -time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step != self.steps + 1:
+        if state.global_step != self.steps + self.PROFILED:
             return
         _wait_for_device()
         self._wall += time.perf_counter()
@@ -315,6 +325,7 @@ class KernelLog(TrainerCallback):
             by_kind[kind] = by_kind.get(kind, 0) + milliseconds
         longest = sorted(rows.items(), key=lambda row: -row[1][0])[:40]
         self.summary = {
+            "steps": self.PROFILED,
             "wall_ms": 1000 * self._wall,
             "busy_ms": sum(by_kind.values()),
             "kernels": sum(calls for _, calls in rows.values()),
@@ -372,8 +383,8 @@ class CountingCollator:
 def run_arm(prepared, levers, changes, warmup, steps, seed, folder, profile=False):
     """Train warmup + steps optimizer steps and time the last ones.
 
-    levers: None for TRL's own trainer. changes: to the recipe. profile: one more step,
-    with a KernelLog.
+    levers: None for TRL's own trainer. changes: to the recipe. profile: some steps
+    more, with a KernelLog.
     Returns: dict of what was measured.
     """
     start = time.perf_counter()
@@ -387,10 +398,12 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder, profile=Fals
     )  # fmt: skip
     clock = Clock(warmup, steps)
     kernels = KernelLog(warmup + steps)
+    set_seed(seed)  # the same adapter for every arm
     trainer = (ORPOTrainer if levers is None else PackedORPOTrainer)(
         model,
         ORPOConfig(
-            output_dir=str(folder), max_steps=warmup + steps + profile, seed=seed,
+            output_dir=str(folder), seed=seed,
+            max_steps=warmup + steps + profile * kernels.PROFILED,
             use_cpu=not torch.cuda.is_available(), **recipe,
         ),
         train_dataset=prepared.rows,
@@ -420,6 +433,7 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder, profile=Fals
         "tokens_once": sum(sum(pair[:2]) - pair[2] for pair in pairs),
         "flops": flops(trainer.model, pairs),
         "mean_loss": trainer.state.log_history[-1]["train_loss"],
+        "losses": [r["loss"] for r in trainer.state.log_history if "loss" in r],
         "peak_gib": None,
     }
     if torch.cuda.is_available():
@@ -430,6 +444,9 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder, profile=Fals
     if profile:
         result["profile"] = kernels.summary
     if levers is not None:
+        result["embeddings"] = (
+            f"on the CPU, {trainer.embeddings_on_cpu}: {trainer.embeddings_reason}"
+        )
         result["decode"] = f"{trainer.triton_decode}: {trainer.decode_reason}"
         result["graphs"] = f"{trainer.cuda_graphs}: {trainer.graphs_reason}"
         result["attention"] = f"{trainer.attention}: {trainer.attention_reason}"

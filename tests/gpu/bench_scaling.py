@@ -8,7 +8,8 @@ in processes of its own. What does not disturb each other runs side by side: the
 run on two GPUs is alone, that on one GPU has company on the other one.
 
 The record is written after every part, so that a time limit loses nothing. A part that
-fails is recorded with its error, the others still run, and the exit status is 1.
+fails is recorded with its error, the others still run, and the exit status is 1; --add
+runs again what failed, and keeps the rest.
 """
 
 import argparse
@@ -86,6 +87,7 @@ def parse(arguments):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help=f"default: {RECORD.name}, recorded")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU; needs --out")
+    parser.add_argument("--add", action="store_true", help="keep parts that are done")
     parser.add_argument("--logs", type=Path, help="keep what the processes print here")
     parser.add_argument("--loss-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--pairs-file", type=Path, help=argparse.SUPPRESS)
@@ -113,6 +115,10 @@ class Bench:
         self.start = time.perf_counter()
         self.arguments = [Path(a).name if "/" in a else a for a in arguments]
         self.record = {"parts": {}}
+        if options.add:
+            before = json.loads(options.out.read_text())
+            done = {n: p for n, p in before["parts"].items() if "error" not in p}
+            self.record = {"levers": before["levers"], "parts": done}
         self.folder = None
         self.jobs = []
 
@@ -126,37 +132,52 @@ class Bench:
                 job.stop()
 
     def run_parts(self):
-        sizes, parts = self.options.sizes, self.record["parts"]
-        one = self.train("one-gpu", "0", *self.timed())
-        one_16 = self.train("one-gpu-16-bit", "1", *self.sixteen_bit())
-        small = None if self.options.rehearse else self.write_small_twin()
-        with self.part("one GPU"):
-            parts["one GPU"] = self.timed_result(one)
-        with self.part("one GPU, 16 bit"):
-            parts["one GPU, 16 bit"] = self.result(one_16)
-        with self.part("two GPUs, DDP"):
-            two = self.train("two-gpus", "0,1", *self.timed(), config="ddp")
-            found = self.timed_result(two)
-            parts["two GPUs, DDP"] = found | self.compared(found, "one GPU")
-        fsdp = self.train("two-gpus-fsdp", "0,1", *self.sixteen_bit(), config="fsdp")
-        with self.part("one process of two killed"):
-            whole = self.train("undisturbed", "0", *self.kept(), small=small)
-            parts["one process of two killed"] = self.killed(small)
-        with self.part("resumed"):
-            parts["resumed"] = self.resumed(small, whole)
-        with self.part("two GPUs, FSDP2, 16 bit"):
-            found = self.result(fsdp)
-            parts["two GPUs, FSDP2, 16 bit"] = found | self.compared(
-                found, "one GPU, 16 bit"
-            )
-        with self.part("FSDP2's checkpoint on one GPU"):
-            parts["FSDP2's checkpoint on one GPU"] = self.loaded(sizes.fsdp_saved)
+        self.ddp_parts()
+        self.disturbed_parts()
+        parts = self.record["parts"]
         graphs = [parts[n].get("cuda_graphs") for n in ("one GPU", "two GPUs, DDP")]
         if graphs == [True, False]:
             with self.part("one GPU, without CUDA graphs"):
                 lever = "--lever=cuda_graphs=false"
                 job = self.train("no-graphs", "0", *self.timed(), lever)
                 parts["one GPU, without CUDA graphs"] = self.timed_result(job)
+
+    def ddp_parts(self):
+        """The timed ones; beside the first, the reference for FSDP."""
+        parts = self.record["parts"]
+        if missing := {"one GPU", "one GPU, 16 bit"} - parts.keys():
+            one = self.train("one-gpu", "0", *self.timed())
+            one_16 = self.train("one-gpu-16-bit", "1", *self.sixteen_bit())
+            with self.part("one GPU"):
+                parts["one GPU"] = self.timed_result(one)
+            with self.part("one GPU, 16 bit"):
+                parts["one GPU, 16 bit"] = self.result(one_16)
+        if missing or "two GPUs, DDP" not in parts:
+            with self.part("two GPUs, DDP"):
+                two = self.train("two-gpus", "0,1", *self.timed(), config="ddp")
+                found = self.timed_result(two)
+                parts["two GPUs, DDP"] = found | self.compared(found, "one GPU")
+
+    def disturbed_parts(self):
+        """A kill and what follows; FSDP beside them, since none of it is timed."""
+        parts, fsdp = self.record["parts"], None
+        of_fsdp = ("two GPUs, FSDP2, 16 bit", "FSDP2's checkpoint on one GPU")
+        if not parts.keys() >= set(of_fsdp):
+            arguments = self.sixteen_bit()
+            fsdp = self.train("two-gpus-fsdp", "0,1", *arguments, config="fsdp")
+        if not parts.keys() >= {"one process of two killed", "resumed"}:
+            small = None if self.options.rehearse else self.write_small_twin()
+            with self.part("one process of two killed"):
+                whole = self.train("undisturbed", "0", *self.kept(), small=small)
+                parts["one process of two killed"] = self.killed(small)
+            with self.part("resumed"):
+                parts["resumed"] = self.resumed(small, whole)
+        if fsdp is not None:
+            with self.part(of_fsdp[0]):
+                found = self.result(fsdp)
+                parts[of_fsdp[0]] = found | self.compared(found, "one GPU, 16 bit")
+            with self.part(of_fsdp[1]):
+                parts[of_fsdp[1]] = self.loaded(self.options.sizes.fsdp_saved)
 
     # ---- what is run ----
 
@@ -245,7 +266,7 @@ class Bench:
             for name, value in vars(shape.fast).items()
             if value != usual[name]
         ]
-        self.record["levers"] = self.levers
+        self.record.setdefault("levers", self.levers)  # of the timed parts
         run = ["python tests/gpu/bench_scaling.py", *self.arguments]
         self.head = lambda: records.describe_run(" ".join(run), self.start)
         sizes = options.sizes

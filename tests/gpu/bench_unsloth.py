@@ -74,8 +74,8 @@ def main(job):
     trainer = ORPOTrainer(
         model=model,
         args=ORPOConfig(
-            output_dir=job["folder"], seed=job["seed"], max_steps=warmup + steps,
-            **recipe,
+            output_dir=job["folder"], seed=job["seed"],
+            max_steps=warmup + steps + job["more_steps"], **recipe,
         ),
         train_dataset=Dataset.from_list(job["rows"]),
         processing_class=PreTrainedTokenizerFast.from_pretrained(job["tokenizer"]),

@@ -54,6 +54,7 @@ SETTINGS = {
     ),
     "fast 2x4, rows of 4,096": _FAST,
     "fast 2x4, rows of 2,048": replace(_FAST, token_budget=2048),
+    "fast 2x4, embeddings on the CPU": replace(_FAST, embeddings_on_cpu=True),
     "fast 2x4, tiles of 128": replace(_FAST, head_tile=128),
     "fast 2x4, no checkpointing": replace(_FAST, checkpointing=False),
     "bf16 stock 2x4": replace(_L4, precision="bfloat16"),
@@ -105,6 +106,7 @@ def make_trainer(model, tokenizer, settings, folder):
         levers = Levers(
             token_budget=settings.token_budget,
             head_tile=settings.head_tile,
+            embeddings_on_cpu=settings.embeddings_on_cpu,
             compile_layers=False,
             cuda_graphs=False,
         )
@@ -259,9 +261,9 @@ def main(arguments=None):
             if options.only not in run["name"]
         ]
     tokenizer = AutoTokenizer.from_pretrained(options.twin)
-    command = "python tests/gpu/measure_memory.py TWIN" + " --rehearse" * (
-        options.rehearse
-    )
+    command = "python tests/gpu/measure_memory.py TWIN"
+    command += " --rehearse" * options.rehearse + " --add" * options.add
+    command += f" --only {options.only}" if options.only else ""
     for name, settings in SETTINGS.items():
         if options.only not in name:
             continue

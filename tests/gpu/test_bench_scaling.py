@@ -77,3 +77,24 @@ def test_a_rehearsal_never_writes_the_record(tmp_path, capsys):
         with pytest.raises(SystemExit):
             bench_scaling.parse(arguments)
         assert message in capsys.readouterr().err
+
+
+def test_adding_keeps_what_is_done_and_runs_what_failed(tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    done = {"one GPU": {}, "one GPU, 16 bit": {"losses": [1.0]}, "two GPUs, DDP": {}}
+    failed = {"two GPUs, FSDP2, 16 bit": {"error": "out of time"}}
+    killed = {"one process of two killed": {}, "resumed": {}}
+    out.write_text(json.dumps({"levers": [], "parts": done | failed | killed}))
+    (tmp_path / "config.json").write_text("{}")
+    arguments = [str(tmp_path), "--rehearse", "--add", "--out", str(out)]
+    made = bench_scaling.Bench(bench_scaling.parse(arguments), arguments)
+    made.folder, made.head, made.pairs = tmp_path, lambda: {}, tmp_path / "pairs"
+    started = []
+    monkeypatch.setattr(made, "train", lambda name, *_, **__: started.append(name) or 1)
+    monkeypatch.setattr(made, "result", lambda job: {"losses": [1.001]})
+    monkeypatch.setattr(made, "loaded", lambda step: {"losses": [1.0]})
+    made.run_parts()
+    assert started == ["two-gpus-fsdp"]
+    parts = json.loads(out.read_text())["parts"]
+    assert parts["two GPUs, FSDP2, 16 bit"]["compared"] == "one GPU, 16 bit"
+    assert parts["FSDP2's checkpoint on one GPU"] == {"losses": [1.0]}
