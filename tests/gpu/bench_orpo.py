@@ -66,7 +66,8 @@ def main(arguments=None):
                         )
                         result = bench_parts.run_arm(
                             prepared, *arms[name], options.warmup, options.steps,
-                            options.seed, scratch / "run", options.profile,
+                            options.seed, scratch / "run", options.laps,
+                            options.profile,
                         )  # fmt: skip
                 except Exception as error:  # the others' results are not to be lost
                     if options.rounds == 1 and len(chosen) == 1:
@@ -76,8 +77,9 @@ def main(arguments=None):
                     results.pop(name, None)
                     prepared = None  # its model may be left half dressed
                     continue
-                results.setdefault(name, []).append(result)
-                note = f"round {number + 1}: {name}, {result['seconds']:.2f} s"
+                results.setdefault(name, []).extend(result)
+                seconds = ", ".join(f"{lap['seconds']:.2f} s" for lap in result)
+                note = f"round {number + 1}: {name}, {seconds}"
                 print(note, file=sys.stderr, flush=True)
                 record = records.describe_run(command(arguments), start) | {
                     "shape": options.shape,
@@ -89,6 +91,7 @@ def main(arguments=None):
                     "threads": torch.get_num_threads(),
                     "warmup_steps": options.warmup,
                     "steps": options.steps,
+                    "laps": options.laps,
                     "lengths": describe_lengths(lengths, prepared),
                     "matrix_flops_per_second": peak,
                     "rounds": results,
@@ -125,6 +128,9 @@ def parse(arguments):
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=3, help="steps before the clock")
     parser.add_argument("--steps", type=int, default=6, help="steps on the clock")
+    parser.add_argument(
+        "--laps", type=int, default=1, help="times that a training is timed in a row"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads for torch")
     parser.add_argument("--pairs", type=int, default=64, help="different pairs")
@@ -138,8 +144,8 @@ def parse(arguments):
     )
     parser.add_argument("--json", help="file for everything that was measured")
     options = parser.parse_args(arguments)
-    if min(options.rounds, options.steps) < 1 or options.warmup < 0:
-        parser.error("--rounds and --steps must be at least 1, --warmup at least 0")
+    if min(options.rounds, options.steps, options.laps) < 1 or options.warmup < 0:
+        parser.error("--rounds, --steps and --laps must be >= 1, --warmup >= 0")
     return options
 
 
@@ -195,7 +201,7 @@ def run_unsloth(options, shape, lengths, scratch):
     job = scratch / "unsloth.json"
     settings = {
         "checkpoint": options.checkpoint, "seed": options.seed,
-        "warmup": options.warmup, "steps": options.steps,
+        "warmup": options.warmup, "steps": options.steps, "laps": options.laps,
         # As many as the profiled arms take, whose mean loss stands beside this one.
         "more_steps": options.profile * bench_parts.KernelLog.PROFILED,
         "recipe": bench_parts.RECIPE | shape.changes,
@@ -218,7 +224,7 @@ def run_unsloth(options, shape, lengths, scratch):
 
 
 def median_with_interval(values):
-    """{"median", "low", "high", "n"} of a figure over rounds.
+    """{"median", "low", "high", "n"} of a figure over rounds and laps.
 
     A median, because other programs on the machine slow single rounds down at will. The
     95 % interval lies between two of the sorted values (the binomial distribution says
@@ -246,17 +252,18 @@ def summarise(results, flops_per_second):
                 [r["tokens"] / r["seconds"] for r in rounds]
             ),
             "warmup_seconds": median_with_interval(
-                [r["warmup_seconds"] for r in rounds]
+                [r["warmup_seconds"] for r in rounds if "warmup_seconds" in r]
             ),
-            "mean_loss": rounds[-1]["mean_loss"],
-            "peak_gib": max(r["peak_gib"] or 0 for r in rounds) or None,
+            "mean_loss": [r["mean_loss"] for r in rounds if "mean_loss" in r][-1],
+            "peak_gib": max(r.get("peak_gib") or 0 for r in rounds) or None,
         }
         if "flops" in rounds[0]:
             row["share_of_floor"] = median_with_interval(
                 [r["flops"] / flops_per_second / r["seconds"] for r in rounds]
             )
         if first is not None:
-            # The arms of a round run close together in time, so compare within it.
+            # Of a round the arms run close together in time, of a lap they train the
+            # same pairs: so compare within these.
             for kind in ("seconds", "cpu_seconds"):
                 row[f"times_faster_in_{kind}"] = median_with_interval(
                     [
@@ -309,7 +316,7 @@ def table(record):
     note = (
         f"{record['shape']} on {record['machine']}, {record['threads']} of them for "
         f"torch {record['versions']['torch']}, {record['steps']} steps a round, "
-        f"medians and 95 % intervals of {rounds} rounds"
+        f"medians and 95 % intervals of {rounds} rounds or laps"
     )
     return "\n".join([note, *(line.rstrip() for line in body)])
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import bench_clock
 import numpy as np
 import torch
 from datasets import Dataset
@@ -259,25 +260,6 @@ class Prepared:
             self._model = trainer.model.unload()
 
 
-class Clock(TrainerCallback):
-    """Times `steps` optimizer steps after `warmup` steps."""
-
-    def __init__(self, warmup, steps):
-        self.warmup, self.steps = warmup, steps
-        self.wall = self.cpu = None
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.warmup:
-            _wait_for_device()
-            self.wall, self.cpu = -time.perf_counter(), -time.process_time()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.warmup + self.steps:
-            _wait_for_device()
-            self.wall += time.perf_counter()
-            self.cpu += time.process_time()
-
-
 class KernelLog(TrainerCallback):
     """What the device did in some optimizer steps after the first `steps` steps.
 
@@ -293,9 +275,11 @@ class KernelLog(TrainerCallback):
     def __init__(self, steps):
         self.steps = steps
         self.summary = None
+        self.seconds = 0.0  # from the first profiled step to the summary
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.steps:
+            self.seconds = -time.perf_counter()
             activity = torch.profiler.ProfilerActivity
             self._profile = torch.profiler.profile(
                 activities=[
@@ -332,6 +316,7 @@ class KernelLog(TrainerCallback):
             "by_kind": by_kind,
             "longest": {key[:100]: row for key, row in longest},
         }
+        self.seconds += time.perf_counter()
 
 
 # What a kernel is for, by what its name has in it; the first that fits.
@@ -380,12 +365,15 @@ class CountingCollator:
         return self.collator(features)
 
 
-def run_arm(prepared, levers, changes, warmup, steps, seed, folder, profile=False):
-    """Train warmup + steps optimizer steps and time the last ones.
+def run_arm(
+    prepared, levers, changes, warmup, steps, seed, folder, laps=1, profile=False
+):  # fmt: skip
+    """Train warmup + laps * steps optimizer steps and time each lap.
 
     levers: None for TRL's own trainer. changes: to the recipe. profile: some steps
     more, with a KernelLog.
-    Returns: dict of what was measured.
+    Returns: a dict of what was measured for each lap. What all laps have in common
+        stands in the first one.
     """
     start = time.perf_counter()
     model, tokenizer, token_rows = prepared.model_and_tokenizer()
@@ -396,14 +384,14 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder, profile=Fals
         trainable_token_indices=token_rows
         and {"embed_tokens": token_rows, "lm_head": token_rows},
     )  # fmt: skip
-    clock = Clock(warmup, steps)
-    kernels = KernelLog(warmup + steps)
+    clock = bench_clock.Clock(warmup, steps, laps)
+    kernels = KernelLog(warmup + laps * steps)
     set_seed(seed)  # the same adapter for every arm
     trainer = (ORPOTrainer if levers is None else PackedORPOTrainer)(
         model,
         ORPOConfig(
             output_dir=str(folder), seed=seed,
-            max_steps=warmup + steps + profile * kernels.PROFILED,
+            max_steps=warmup + laps * steps + profile * kernels.PROFILED,
             use_cpu=not torch.cuda.is_available(), **recipe,
         ),
         train_dataset=prepared.rows,
@@ -420,18 +408,24 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder, profile=Fals
         torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
     trainer.train()
-    accumulation = recipe["gradient_accumulation_steps"]
-    batches = counted.batches[warmup * accumulation : (warmup + steps) * accumulation]
-    pairs = [pair for batch in batches for pair in batch]
-    result = {
-        "seconds": clock.wall,
-        "cpu_seconds": clock.cpu,
+    trained = time.perf_counter()
+    timed = clock.results()
+    batches = bench_clock.laps_of(
+        counted.batches, warmup, steps, laps, recipe["gradient_accumulation_steps"]
+    )
+    for lap, of_lap in zip(timed, batches, strict=True):
+        pairs = [pair for batch in of_lap for pair in batch]
+        lap |= {
+            "pairs": len(pairs),
+            "tokens": sum(chosen + rejected for chosen, rejected, _ in pairs),
+            "tokens_once": sum(sum(pair[:2]) - pair[2] for pair in pairs),
+            "flops": flops(trainer.model, pairs),
+        }
+    all_laps = sum(lap["seconds"] for lap in timed)
+    result = timed[0]
+    result |= {
         "building_seconds": ready - start,
-        "warmup_seconds": time.perf_counter() - ready - clock.wall,
-        "pairs": len(pairs),
-        "tokens": sum(chosen + rejected for chosen, rejected, _ in pairs),
-        "tokens_once": sum(sum(pair[:2]) - pair[2] for pair in pairs),
-        "flops": flops(trainer.model, pairs),
+        "warmup_seconds": trained - ready - all_laps - kernels.seconds,
         "mean_loss": trainer.state.log_history[-1]["train_loss"],
         "losses": [r["loss"] for r in trainer.state.log_history if "loss" in r],
         "peak_gib": None,
@@ -457,7 +451,7 @@ def run_arm(prepared, levers, changes, warmup, steps, seed, folder, profile=Fals
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return result
+    return timed
 
 
 # ---- the floor ----

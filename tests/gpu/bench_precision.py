@@ -69,7 +69,7 @@ def main(arguments=None):
                         prepared, runs[name][1], {}, 1, options.steps - 1, seed,
                         Path(scratch) / "run",
                     )  # fmt: skip
-                    losses[name].append(result["losses"])
+                    losses[name].append(result[0]["losses"])
                     print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
                 record = records.describe_run(command(arguments), start) | {
                     "shape": options.shape,

@@ -15,29 +15,11 @@ os.environ.update(HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1")
 from unsloth import FastLanguageModel, PatchDPOTrainer
 
 PatchDPOTrainer()
+import bench_clock  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
-from transformers import PreTrainedTokenizerFast, TrainerCallback  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
-
-
-class Clock(TrainerCallback):
-    """As bench_parts.Clock, whose module needs the course and its own transformers."""
-
-    def __init__(self, warmup, steps):
-        self.warmup, self.steps = warmup, steps
-        self.wall = self.cpu = None
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.warmup:
-            torch.cuda.synchronize()
-            self.wall, self.cpu = -time.perf_counter(), -time.process_time()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.warmup + self.steps:
-            torch.cuda.synchronize()
-            self.wall += time.perf_counter()
-            self.cpu += time.process_time()
 
 
 class CountingCollator:
@@ -59,6 +41,7 @@ class CountingCollator:
 def main(job):
     start = time.perf_counter()
     recipe, warmup, steps = job["recipe"], job["warmup"], job["steps"]
+    laps = job["laps"]
     model, _ = FastLanguageModel.from_pretrained(
         job["checkpoint"], max_seq_length=recipe["max_length"], load_in_4bit=True,
         local_files_only=True,
@@ -70,12 +53,12 @@ def main(job):
             "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
         ],
     )  # fmt: skip
-    clock = Clock(warmup, steps)
+    clock = bench_clock.Clock(warmup, steps, laps)
     trainer = ORPOTrainer(
         model=model,
         args=ORPOConfig(
             output_dir=job["folder"], seed=job["seed"],
-            max_steps=warmup + steps + job["more_steps"], **recipe,
+            max_steps=warmup + laps * steps + job["more_steps"], **recipe,
         ),
         train_dataset=Dataset.from_list(job["rows"]),
         processing_class=PreTrainedTokenizerFast.from_pretrained(job["tokenizer"]),
@@ -86,21 +69,24 @@ def main(job):
     torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
     trainer.train()
-    accumulation = recipe["gradient_accumulation_steps"]
-    batches = counted.batches[warmup * accumulation : (warmup + steps) * accumulation]
-    result = {
-        "seconds": clock.wall,
-        "cpu_seconds": clock.cpu,
+    trained = time.perf_counter()
+    timed = clock.results()
+    batches = bench_clock.laps_of(
+        counted.batches, warmup, steps, laps, recipe["gradient_accumulation_steps"]
+    )
+    for lap, of_lap in zip(timed, batches, strict=True):
+        lap |= {"pairs": sum(map(len, of_lap)), "tokens": sum(map(sum, of_lap))}
+    all_laps = sum(lap["seconds"] for lap in timed)
+    timed[0] |= {
         "building_seconds": ready - start,
-        "warmup_seconds": time.perf_counter() - ready - clock.wall,
-        "pairs": sum(map(len, batches)),
-        "tokens": sum(map(sum, batches)),
+        # With the steps after the laps, if there are any.
+        "warmup_seconds": trained - ready - all_laps,
         "mean_loss": trainer.state.log_history[-1]["train_loss"],
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
         "unsloth": importlib.metadata.version("unsloth"),
     }
-    print(json.dumps(result), flush=True)
+    print(json.dumps(timed), flush=True)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,16 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path, capsys):
 
 
 def test_a_profile_accounts_for_the_step_after_the_timed_ones(tmp_path):
-    few = ["--warmup", "1", "--steps", "1", "--pairs", "8", "--profile"]
+    few = ["--warmup", "1", "--steps", "1", "--laps", "2", "--pairs", "8", "--profile"]
     record = bench_orpo.main(["--shape", "tiny", *few, "--arms", "stock", "fast"])
-    for (result,) in record["rounds"].values():
-        assert result["pairs"] == 8  # the profiled step is not timed
-        profile = result["profile"]
+    for arm in record["arms"].values():
+        assert (
+            arm["seconds_per_1000_pairs"]["n"] == 2 and arm["warmup_seconds"]["n"] == 1
+        )
+    for first, second in record["rounds"].values():
+        assert first["pairs"] == second["pairs"] == 8  # a step each, not the profiled
+        assert second["seconds"] > 0 and "profile" not in second
+        profile = first["profile"]
         assert 0 < profile["busy_ms"] < 1.2 * profile["wall_ms"]
         assert sum(profile["by_kind"].values()) == pytest.approx(profile["busy_ms"])
         assert profile["kernels"] > 100
