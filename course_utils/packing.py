@@ -288,7 +288,7 @@ def lay_out(pairs, share_prefix=True, multiple=1):
     ):  # fmt: skip
         row[key] = np.pad(row[key], (0, padding), constant_values=value)
     for key in ("input_ids", "position_ids"):
-        row[key] = row[key][None]
+        row[key] = row[key].reshape(1, -1)  # with strides, which compiled code guards
     for key in members[0][1]:
         row[key] = np.zeros((len(pairs), first_target), dtype=bool)
         for number, (at, member) in enumerate(members):

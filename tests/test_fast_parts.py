@@ -421,6 +421,31 @@ def test_sequences_of_different_lengths_equal_trl(tmp_path, flash_on_cpu):
         assert_same_window(theirs, ours, window(seed, sizes=[9, 6]))
 
 
+def test_recording_compiles_nothing(tmp_path, flash_kernel_on_cpu, monkeypatch):
+    """A GPU cannot tune a kernel while it records."""
+    counted, record = torch._dynamo.utils.counters["stats"], graphs.RowGraphs.record
+    before = []
+
+    def counting(*arguments):
+        before.append(counted["unique_graphs"])
+        return record(*arguments)
+
+    monkeypatch.setattr(graphs.RowGraphs, "record", counting)
+    monkeypatch.setattr(graphs.RowGraphs.__init__, "__defaults__", (Replayed,))
+    ours = make_trainer(
+        PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path, num_hidden_layers=4),
+        dtype=torch.float32, peft_config=lora(train_rows=False),
+        levers=Levers(token_budget=300, activation_gib=0.0015),
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    ours.attention, ours.compile_layers, ours.cuda_graphs = "varlen", "aot_eager", True
+    torch._dynamo.reset()
+    counted.clear()
+    run_window(on_the_cpu(ours), window(sizes=[5, 6]))
+    assert ours._layers._keeping == 2  # both kinds of layers took part
+    assert before and set(before) == {counted["unique_graphs"]}
+
+
 @pytest.mark.parametrize(("budget", "lengths"), [(600, 5), (60, 1)])
 def test_replayed_rows_equal_trl(tmp_path, flash_on_cpu, budget, lengths):
     theirs, ours = make_both(
@@ -572,8 +597,9 @@ def on_the_cpu(trainer):
 @pytest.mark.parametrize("recorded", [True, False])
 def test_embeddings_on_the_cpu_equal_trl(tmp_path, flash_on_cpu, rows, recorded):
     theirs, ours = make_both(
-        tmp_path, make_model=four_layers, peft_config=lora(train_rows=rows)
-    )
+        tmp_path, make_model=four_layers, peft_config=lora(train_rows=rows),
+        gradient_checkpointing=True,  # asks the embeddings for gradients
+    )  # fmt: skip
     ours.attention, ours.cuda_graphs = "varlen", recorded
     on_the_cpu(ours)
     for seed in range(3):

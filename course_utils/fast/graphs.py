@@ -46,8 +46,8 @@ class RowGraphs:
     parameters: what is trained. device: of the model. record: CudaGraph, or what stands
     in for it where there is no GPU.
 
-    Before the first recording a step must have run as it is once, so that whatever is
-    compiled, measured or tuned on first use is done.
+    Before its recording a step must have run once as it is, on the `placed` row, so
+    that whatever is compiled, measured or tuned on first use is done.
     """
 
     def __init__(self, parameters, device, record=CudaGraph):
@@ -76,9 +76,7 @@ class RowGraphs:
         """
         key = (variant, *(tensor.shape for tensor in row.tensors().values()))
         if key not in self._recorded:
-            tensors = row.tensors()
-            static = replace(row, **{k: self._static(k, v) for k, v in tensors.items()})
-            self._fill(static, row)
+            static = self.placed(row)
             one = next((graph for _, graph in self._recorded.values()), None)
             graph = self._record(lambda: step(static), beside=one)
             self._recorded[key] = static, graph
@@ -90,6 +88,13 @@ class RowGraphs:
         self._fill(static, row)
         graph.replay()
         return tuple(value.clone() for value in graph.result)
+
+    def placed(self, row):
+        """The row in the memory that recordings read."""
+        tensors = row.tensors()
+        static = replace(row, **{k: self._static(k, v) for k, v in tensors.items()})
+        self._fill(static, row)
+        return static
 
     def _static(self, name, tensor):
         """Memory for a tensor of a row; recordings of shorter rows read it as well."""

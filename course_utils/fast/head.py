@@ -238,7 +238,8 @@ def embed(layer, original_forward, input_ids, frozen=None):
     if matrix is None or not only_looks_up(matrix):
         return original_forward(input_ids)
     if matrix.rows is None:
-        return original_forward(input_ids) if frozen is None else frozen
+        # A copy, since hooks may ask for its gradient (enable_input_require_grads).
+        return original_forward(input_ids) if frozen is None else frozen.clone()
     if frozen is None:
         frozen = F.embedding(input_ids, matrix.base.weight)
     matches = input_ids[..., None] == _ids_on(matrix.row_ids, input_ids.device)

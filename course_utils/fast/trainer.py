@@ -253,7 +253,7 @@ class PackedORPOTrainer(ORPOTrainer):
         # As they are, once: this measures, compiles and tunes. Results are not used:
         # the window begins with gradients of 0 again.
         for row in rows[:1] + samples:
-            self._step(model, row.on(self.args.device), num_items_in_batch)
+            self._step(model, self._graphs.placed(row), num_items_in_batch)
         graphs.free_workspaces()
         for row in samples:
             self._graphs.record(row, *self._to_record(model, row, num_items_in_batch))

@@ -49,11 +49,14 @@ def _train(asked, rank):
         quiet.hide_library_chatter()
         if not profile.needs_hub:
             profiles.stay_offline()
+        from accelerate import PartialState
+
         from course_utils import resilience
         from course_utils.train.run import run
 
         try:
             run(asked, profile)
+            PartialState().destroy_process_group()  # if there are several processes
         except (resilience.NotFinite, resilience.OutOfMemory) as error:
             # Not every process may have met it, so this one speaks for itself.
             print(f"process {rank}: {error}", file=sys.stderr, flush=True)

@@ -63,6 +63,9 @@ def run(options, profile):
         ]
     )
     trainer.save_model(str(options.output))
+    # FSDP's shares are still on their way to the main process when the others are done,
+    # and a process that ends takes its share with it.
+    state.wait_for_everyone()
     if not state.is_main_process:
         return None
     record = records.describe_run(options.command, start) | {

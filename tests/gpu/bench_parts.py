@@ -91,7 +91,7 @@ SHAPES = {
         changes={"bf16": True},
         # Together no more than TRL takes for the same recipe.
         fast=Levers(token_budget=2560, activation_gib=6.9),
-        lean=Levers(token_budget=2048, head_tile=128, activation_gib=0.5),
+        lean=Levers(token_budget=2048, head_tile=128, activation_gib=0.4),
     ),
 }  # fmt: skip
 

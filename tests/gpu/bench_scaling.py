@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "course_utils" / "recorded" / "scaling.json"
 # bf16 keeps 8 bits, and other rows of pairs round otherwise.
@@ -467,14 +469,14 @@ class Job:
             time.sleep(0.02)
 
     def stop(self):
-        """End it and everything that it started."""
+        """End it and everything that it started, in sessions of their own too."""
         if self.process.poll() is None:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                child.kill()
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def kill_rank(self, rank):
-        import psutil
-
         for child in psutil.Process(self.process.pid).children(recursive=True):
             if child.environ().get("RANK") == rank:
                 child.kill()
