@@ -28,10 +28,9 @@ def caption(record):
     """Where the record's figures come from and what was run; record: or None."""
     if record is None:
         return MISSING
-    added = " (the last of several calls)" if " --add" in record["command"] else ""
     caps = ", ".join(f"{name} {gib:g} GiB" for name, gib in record["caps_gib"].items())
     return (
-        f"{records.caption(record)}{added}. Base: random weights ({record['twin']}); "
+        f"{records.caption(record)}. Base: random weights ({record['twin']}); "
         f"at most {record['pairs']} pairs; memory capped: {caps}; {record['jobs']} "
         "notebooks at a time on one card, which makes each slower."
     )

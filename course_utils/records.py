@@ -67,7 +67,8 @@ def load(name):
 
 def caption(record):
     """One line that says where a recorded result comes from."""
+    added = " (the last of several calls)" if " --add" in record["command"] else ""
     return (
         f"recorded {record['date']} on {record['machine']}, {record['minutes']} min, "
-        f"torch {record['versions']['torch']}, by `{record['command']}`"
+        f"torch {record['versions']['torch']}, by `{record['command']}`{added}"
     )

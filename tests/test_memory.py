@@ -7,7 +7,7 @@ import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils import memory, models, profiles
 from course_utils.memory import activations, step, weights
@@ -111,6 +111,21 @@ def test_llama_3_8b_is_counted_as_it_is_published():
     assert static["weights"] == linear // 2 + norms
     state = linear / 64 + 4 * linear / 64 / 256
     assert static["quant state"] == pytest.approx(state, rel=0.01)
+
+
+def test_embeddings_on_the_cpu_take_nothing_of_the_gpu():
+    config = LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=2,
+        vocab_size=128_256, num_attention_heads=32, num_key_value_heads=8,
+    )  # fmt: skip
+    fast = memory.Settings(trainer="fast")
+    away = replace(fast, embeddings_on_cpu=True)
+    saved = (
+        memory.predict(config, fast).peak_gib - memory.predict(config, away).peak_gib
+    )
+    assert saved == pytest.approx(128_256 * 4096 * 2 / 2**30)
+    config.tie_word_embeddings = True  # the head needs them
+    assert memory.predict(config, fast) == memory.predict(config, away)
 
 
 def test_tied_tables_count_once():

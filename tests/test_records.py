@@ -55,3 +55,5 @@ def test_a_caption_names_date_machine_and_command():
         "recorded 2026-11-22 on a laptop, 2 cores, 1.5 min, torch 2.13.0, "
         "by `python -m x`"
     )
+    added = records.caption(record | {"command": "python -m x --add"})
+    assert added.endswith("by `python -m x --add` (the last of several calls)")

@@ -418,7 +418,7 @@ print({part: round(size, 2) for part, size in static.items()})
 
 # %%
 runs = {
-    "fast trainer, 2 × 4": replace(l4, trainer="fast"),
+    "fast trainer, 2 × 4": replace(l4, trainer="fast", embeddings_on_cpu=True),
     "TRL, 2 pairs × 4": l4,
     "TRL, 8 pairs × 1": a100,
     "2 × 4, no checkpointing": replace(l4, checkpointing=False),
@@ -438,7 +438,7 @@ plt.show()
 # *Figure: four stacked bars of predicted peak memory. The fast trainer's is the shortest; TRL's with two pairs at a time stays below an L4's line too; eight pairs go beyond it, mostly by logits; without checkpointing activations fill the bar.*
 #
 # TRL holds the logits of both answers in float32, a half again for the NLL, and a gradient of the same size.
-# Notebook 07's trainer never holds more than a tile of them.
+# Notebook 07's trainer never holds more than a tile of them, and leaves the input embeddings in the CPU's memory.
 # A prediction is worth what its test is worth: on the CPU, the course's tests compare it with what autograd really keeps and what the allocator really hands out.
 # And on a GPU:
 
