@@ -365,42 +365,54 @@ class CountingCollator:
         return self.collator(features)
 
 
-def run_arm(
-    prepared, levers, changes, warmup, steps, seed, folder, laps=1, profile=False
-):  # fmt: skip
-    """Train warmup + laps * steps optimizer steps and time each lap.
+def make_trainer(prepared, levers, changes, max_steps, seed, folder, callbacks=()):
+    """TRL's trainer (levers None) or the fast one, with a fresh adapter.
 
-    levers: None for TRL's own trainer. changes: to the recipe. profile: some steps
-    more, with a KernelLog.
-    Returns: a dict of what was measured for each lap. What all laps have in common
-        stands in the first one.
+    changes: to the recipe. seed: of the adapter and the order of pairs.
     """
-    start = time.perf_counter()
     model, tokenizer, token_rows = prepared.model_and_tokenizer()
-    recipe = prepared.recipe | changes
     adapter = LoraConfig(
         r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
         target_modules=models.LINEAR_LAYERS,
         trainable_token_indices=token_rows
         and {"embed_tokens": token_rows, "lm_head": token_rows},
     )  # fmt: skip
-    clock = bench_clock.Clock(warmup, steps, laps)
-    kernels = KernelLog(warmup + laps * steps)
     set_seed(seed)  # the same adapter for every arm
     trainer = (ORPOTrainer if levers is None else PackedORPOTrainer)(
         model,
         ORPOConfig(
-            output_dir=str(folder), seed=seed,
-            max_steps=warmup + laps * steps + profile * kernels.PROFILED,
-            use_cpu=not torch.cuda.is_available(), **recipe,
+            output_dir=str(folder), seed=seed, max_steps=max_steps,
+            use_cpu=not torch.cuda.is_available(), **prepared.recipe | changes,
         ),
         train_dataset=prepared.rows,
         processing_class=tokenizer,
         peft_config=adapter,
-        callbacks=[clock, kernels] if profile else [clock],
+        callbacks=list(callbacks),
         **({} if levers is None else {"levers": levers}),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def run_arm(
+    prepared, levers, changes, warmup, steps, seed, folder, laps=1, profile=False,
+    then=None,
+):  # fmt: skip
+    """Train warmup + laps * steps optimizer steps and time each lap.
+
+    levers: None for TRL's own trainer. changes: to the recipe. profile: some steps
+    more, with a KernelLog. then: called with the trainer when it has trained.
+    Returns: a dict of what was measured for each lap. What all laps have in common
+        stands in the first one.
+    """
+    start = time.perf_counter()
+    clock = bench_clock.Clock(warmup, steps, laps)
+    kernels = KernelLog(warmup + laps * steps)
+    trainer = make_trainer(
+        prepared, levers, changes,
+        warmup + laps * steps + profile * kernels.PROFILED, seed, folder,
+        [clock, kernels] if profile else [clock],
+    )  # fmt: skip
     trainer.data_collator = counted = CountingCollator(trainer.data_collator)
     if torch.cuda.is_available():
         # Warm-up counts: what graphs replay was allocated when they were recorded.
@@ -411,7 +423,7 @@ def run_arm(
     trained = time.perf_counter()
     timed = clock.results()
     batches = bench_clock.laps_of(
-        counted.batches, warmup, steps, laps, recipe["gradient_accumulation_steps"]
+        counted.batches, warmup, steps, laps, trainer.args.gradient_accumulation_steps
     )
     for lap, of_lap in zip(timed, batches, strict=True):
         pairs = [pair for batch in of_lap for pair in batch]
@@ -445,8 +457,10 @@ def run_arm(
         result["graphs"] = f"{trainer.cuda_graphs}: {trainer.graphs_reason}"
         result["attention"] = f"{trainer.attention}: {trainer.attention_reason}"
         result["compiled"] = f"{trainer.compile_layers}: {trainer.compile_reason}"
+    if then is not None:
+        then(trainer)
     prepared.give_back(trainer)
-    del trainer, model
+    del trainer
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():

@@ -149,6 +149,30 @@ def test_triton_decodes_as_bitsandbytes_does_bit_for_bit(kind, doubly, dtype):
         assert torch.equal(found, functional.dequantize_4bit(packed, state))
 
 
+@pytest.mark.parametrize("tokens", [512, 2560])
+@pytest.mark.parametrize("shape", [(4096, 4096), (14336, 4096), (4096, 14336)])
+def test_what_a_small_adapter_changes_survives_rounding(tokens, shape, device="cuda"):
+    """As on the CPU, in Llama 3 8B's shapes after a step of 8e-6: see notebook 07."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def drawn(*sizes, std):
+        return std * torch.randn(*sizes, generator=generator, device=device)
+
+    outputs, inputs = shape
+    weight = drawn(*shape, std=0.02).bfloat16()
+    x = drawn(tokens, inputs, std=1).bfloat16()
+    low = drawn(16, inputs, std=(3 * inputs) ** -0.5)
+    up = 8e-6 * drawn(outputs, 16, std=1).sign()
+    between = lora_layers._between(x, low, 2.0)
+    plain_packed = lora_layers._packed(weight, None)
+    found = lora_layers._forward(x, between, low, up, 2.0, None, False, *plain_packed)
+    plain = x.double() @ weight.double().t()
+    change = between.double() @ up.bfloat16().double().t()
+    assert change.abs().mean() < 2**-8 * plain.abs().mean() / 50
+    slope = ((found.double() - plain) * change).sum() / change.square().sum()
+    assert slope == pytest.approx(1, abs=0.2)
+
+
 @pytest.mark.parametrize("gib", [None, 0])
 def test_training_with_graphs_equals_training_without(tmp_path, gib):
     logs = []
