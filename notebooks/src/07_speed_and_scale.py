@@ -636,7 +636,8 @@ print(f"one process of two killed: the other ended after "
       f"{killed['seconds_to_end']:.1f} s, status {killed['exit_status']}, and said: "
       f"{killed['message']}")
 table = parts.drop("one process of two killed")[[*columns]]
-table.rename(columns=columns).map(lambda v: f"{v:.3g}" if isinstance(v, float) else v)
+table = table.rename(columns=columns)
+table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "–")
 
 # %% [markdown]
 # Losses apart: the largest relative difference of a step; moved: how far the losses fell meanwhile. One run each, one seed.
