@@ -786,6 +786,20 @@ def test_what_a_small_adapter_changes_survives_rounding(four_bit):
     assert arrived(too_late) < 0.7
 
 
+def test_weights_rearranged_for_inference_are_not_trained(tmp_path):
+    trainer = make_trainer(
+        PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path), dtype=torch.float32,
+        peft_config=lora(train_rows=False),
+    )  # fmt: skip
+    run_window(trainer, window())
+    for module in trainer.model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            # What bitsandbytes notes when it does so, on CPUs with avx512bf16.
+            module.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(ValueError, match="gradients no longer pass .* Load the model"):
+        run_window(trainer, window())
+
+
 def test_other_kinds_of_layers_are_not_fused():
     model, _ = lora_layer()
     assert fused_forward(torch.nn.Linear(2, 2), None) is None

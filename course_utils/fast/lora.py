@@ -37,6 +37,8 @@ def fused_forward(layer, original_forward, by_triton=False):
         return None
 
     def forward(x, *args, **kwargs):
+        if four_bit and torch.is_grad_enabled():
+            _require_gradients_to_pass(base)
         adapter = _only_adapter(layer)
         if args or kwargs or adapter is None:
             return original_forward(x, *args, **kwargs)
@@ -62,6 +64,22 @@ def fused_forward(layer, original_forward, by_triton=False):
         return _FusedLora.apply(*arguments)
 
     return forward
+
+
+def _require_gradients_to_pass(base):
+    """ValueError if bitsandbytes has made a Linear4bit one for inference alone.
+
+    bitsandbytes 0.50 does so on some CPUs (avx512bf16) when a layer first runs in
+    evaluation mode. What it computes from then on autograd does not see: layers below
+    would get no gradient through this one, and nobody would say so.
+    """
+    if getattr(base.weight.quant_state, "packing_format_for_cpu", False):
+        raise ValueError(
+            "bitsandbytes has rearranged this model's 4-bit weights for inference, as "
+            "it does on this CPU when a model is evaluated, and gradients no longer "
+            "pass through them. Load the model again to train it, and evaluate after "
+            "training, or train on a GPU or with weights in 16 or 32 bit."
+        )
 
 
 def _only_adapter(layer):
