@@ -62,6 +62,7 @@ def _logps(forward, hidden, targets):
 
 
 def at_least_fp32(tensor):
+    """The tensor, in fp32 if it is in 16 bit."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 

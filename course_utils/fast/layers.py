@@ -71,12 +71,8 @@ class DecoderLayers:
         # The compiler keeps whatever enters a matrix product of the backward pass, such
         # as the widest tensor of a layer, silu(gate) * up; made again from what is kept
         # anyway, without any product, it costs next to nothing.
-        # DDP's optimizer would cut each layer's graph at the borders of gradient
-        # buckets. With a graph a layer there is nothing to gain by that, and
-        # FlexAttention's inner graphs cannot be cut.
-        self._settings = (
-            functorch_config.patch(ban_recompute_materialized_backward=False),
-            torch._dynamo.config.patch(optimize_ddp=False),
+        self._setting = functorch_config.patch(
+            ban_recompute_materialized_backward=False
         )
         self.running = False
 
@@ -93,8 +89,7 @@ class DecoderLayers:
         for number, layer in enumerate(self.layers):
             layer.gradient_checkpointing = False
             layer.forward = self._dispatch(number, layer.forward)
-        for setting in self._settings:
-            setting.__enter__()
+        self._setting.__enter__()
 
     def _fuse(self, module):
         forward = fused_forward(module, module.forward, self._by_triton)
@@ -104,8 +99,7 @@ class DecoderLayers:
 
     def undress(self):
         """Leave all modules as they were before `dress`."""
-        for setting in self._settings:
-            setting.__exit__(None, None, None)
+        self._setting.__exit__(None, None, None)
         for module, forward, checkpointed in reversed(self._before):
             if forward is None:
                 del module.forward

@@ -141,19 +141,12 @@ def choose_compile(wanted, attention, device):
 
 
 def choose_decode(wanted, device):
-    """Whether Triton decodes 4-bit weights: (bool, reason).
-
-    Raises: ValueError if it is asked for where it cannot run.
-    """
-    has_triton = importlib.util.find_spec("triton") is not None
-    if not wanted:
-        return False, "as asked"
-    if device.type == "cuda" and has_triton:
-        return True, "as asked" if wanted is True else "one pass over a matrix"
-    reason = "there is no CUDA GPU" if has_triton else "triton is not installed"
-    if wanted is True:
-        raise ValueError(f"triton_decode=True cannot be: {reason}.")
-    return False, reason
+    """Whether Triton decodes 4-bit weights: (bool, reason); see _unless."""
+    obstacles = {
+        "there is no CUDA GPU": device.type != "cuda",
+        "triton is not installed": importlib.util.find_spec("triton") is None,
+    }
+    return _unless(obstacles, wanted, "triton_decode", "one pass over a matrix")
 
 
 def compile_backend(chosen):

@@ -26,6 +26,7 @@ def fused_forward(layer, original_forward, by_triton=False):
         is in a state that needs PEFT's own: switched off, merged, several adapters,
         dropout, mixed precisions. by_triton: decode 4 bit by nf4.decode, not by
         bitsandbytes.
+    The new forward raises ValueError for 4-bit weights that let no gradient pass.
     """
     if type(layer) is not LoraLinear and type(layer) is not LoraLinear4bit:
         return None

@@ -356,7 +356,7 @@ class PackedORPOTrainer(ORPOTrainer):
         """Log-probs of a row's targets and the means of their logits, both (n,).
 
         The head's forward is replaced for this one call, so that scoring happens inside
-        the model's own forward: DDP and autocast see what they expect.
+        the model's own forward: FSDP and autocast see what they expect.
         """
         output = self.model.get_output_embeddings()
         embedding = self.model.get_input_embeddings()

@@ -17,16 +17,17 @@ def hidden_bytes(settings):
 
     Beside 4-bit layers the norms' weights are float32. So their outputs are, and
     bitsandbytes returns the MLP's product in the dtype of its input. The fast trainer's
-    fused layers return what they compute in.
+    fused layers return what they compute in, and keep to that unless they are told to
+    add up in float32.
     """
-    if settings.trainer == "stock" and settings.precision == "nf4":
-        return 4
-    return settings.compute_bytes
+    return 4 if settings.residual_in_float32 else product_bytes(settings)
 
 
 def product_bytes(settings):
     """Bytes of a number in the MLP's products, for the same reason."""
-    return hidden_bytes(settings)
+    if settings.trainer == "stock" and settings.precision == "nf4":
+        return 4
+    return settings.compute_bytes
 
 
 def layer_bytes(config, settings):

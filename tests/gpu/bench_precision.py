@@ -148,8 +148,9 @@ def parse(arguments):
     twins = [name for name, shape in bench_parts.SHAPES.items() if shape.twin]
     parser.add_argument("--shape", choices=twins, required=True)
     parser.add_argument("--checkpoint", help="the twin's folder; written if absent")
-    # Few pairs, so that a learning rate as small as the recipe's shows.
-    parser.add_argument("--pairs", type=int, default=16, help="different pairs")
+    # With few pairs, each seen again and again, a learning rate as small as the
+    # recipe's shows.
+    parser.add_argument("--pairs", type=int, default=64, help="different pairs")
     parser.add_argument("--lengths", help="JSON list of [prompt, chosen, rejected]")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
