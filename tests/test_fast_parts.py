@@ -36,9 +36,11 @@ from course_utils.fast import (
     head,
     layers,
     levers,
+    products,
     table,
     waits,
 )
+from course_utils.fast import lora as lora_layers
 from course_utils.fast.lora import fused_forward
 
 CPU = torch.device("cpu")
@@ -741,6 +743,66 @@ def test_layers_in_other_states_are_left_to_peft():
     _, layer = lora_layer()
     layer.lora_A.double()
     assert fused_forward(layer, lambda x: "peft")(torch.ones(1, 3, 16)) == "peft"
+
+
+@pytest.mark.parametrize("compiled", [False, "aot_eager"])
+def test_adapters_rounded_once_a_row_change_no_result(
+    tmp_path, flash_kernel_on_cpu, compiled, monkeypatch
+):
+    rounded, refresh = [], lora_layers.RoundedAdapters.refresh
+
+    def counting(self, device):
+        refresh(self, device)
+        rounded.append(sum(map(len, self._held.values())))
+
+    monkeypatch.setattr(lora_layers.RoundedAdapters, "refresh", counting)
+    found = []
+    for once in (True, False):
+        ours = make_trainer(
+            PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path, torch.bfloat16),
+            dtype=None, bf16=True, peft_config=lora(train_rows=False),
+            levers=Levers(token_budget=60, activation_gib=0),
+        )  # fmt: skip
+        ours.attention, ours.compile_layers = "varlen", compiled
+        ours.dress()
+        ours._layers._round_once = once
+        results = [run_window(ours, window())]
+        with torch.no_grad():  # as an optimizer would
+            for parameter in trained(ours.model).values():
+                parameter.mul_(1.5)
+        found.append([*results, run_window(ours, window(1))])
+        assert not any(ours._layers._rounded._held.values())
+    assert rounded and set(rounded) == {2 * len(lora_modules(ours.model))}
+    for with_copies, without in zip(*found, strict=True):
+        assert with_copies[0] == without[0]
+        for name, gradient in with_copies[2].items():
+            assert torch.equal(gradient, without[2][name]), name
+
+
+def lora_modules(model):
+    return [m for m in model.modules() if hasattr(m, "lora_A") and len(m.lora_A)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_products_in_one_step_equal_products_in_several(dtype):
+    torch.manual_seed(0)
+    small, right, left, matrix, bias = (
+        torch.randn(shape, dtype=dtype)
+        for shape in ((30, 4), (4, 20), (30, 64), (64, 20), (20,))
+    )
+    torch.testing.assert_close(
+        products.scaled(left, matrix, 0.3), left @ matrix * 0.3, rtol=0.02, atol=0.02
+    )
+    truth = small.double() @ right.double() + left.double() @ matrix.double()
+    tolerance = 4 * torch.finfo(dtype).eps
+    for found, expected in (
+        (products.added(small, right, left, matrix), truth),
+        (products.added(small, right, left, matrix, bias), truth + bias.double()),
+    ):
+        assert found.dtype == dtype
+        error = (found.double() - expected).abs().max() / expected.abs().max()
+        assert error < tolerance
+    assert products.in_dtype(left, matrix, torch.float32).dtype == torch.float32
 
 
 @pytest.mark.parametrize("four_bit", [False, True])

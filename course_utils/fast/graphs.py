@@ -64,8 +64,7 @@ class RowGraphs:
             self._gradients = [torch.zeros_like(p) for p in self._parameters]
         else:
             torch._foreach_zero_(self._gradients)
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient
+        self._hand_out()
 
     def record(self, row, variant, step):
         """Record step(row), unless a row of this shape was, without running it.
@@ -78,9 +77,27 @@ class RowGraphs:
         if key not in self._recorded:
             static = self.placed(row)
             one = next((graph for _, graph in self._recorded.values()), None)
-            graph = self._record(lambda: step(static), beside=one)
+            graph = self._record(lambda: self._added_up(step, static), beside=one)
             self._recorded[key] = static, graph
         return self._recorded[key]
+
+    def _added_up(self, step, static):
+        """step(static), its gradients added to those of earlier rows in a few kernels.
+
+        Autograd would add each parameter's to what is there by a kernel of its own.
+        """
+        for parameter in self._parameters:
+            parameter.grad = None
+        result = step(static)
+        pairs = zip(self._gradients, self._parameters, strict=True)
+        found = [(total, p.grad) for total, p in pairs if p.grad is not None]
+        torch._foreach_add_(*map(list, zip(*found, strict=True)))
+        self._hand_out()
+        return result
+
+    def _hand_out(self):
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
 
     def run(self, row, variant, step):
         """Results of step(row), gradients added to the parameters'; as in `record`."""

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from peft.utils.other import TrainableTokensWrapper
 from torch.utils.checkpoint import checkpoint
 
+from course_utils.fast import products
+
 
 def token_logps(head, original_forward, hidden, targets, tile, backend=None):
     """Log-probability of each target, and the mean of its logits.
@@ -152,7 +154,7 @@ class _TiledLogProbs(torch.autograd.Function):
                 continue
             row_slope = slope[:, row_ids]
             slope.index_fill_(1, row_ids, 0)
-            slopes.append(torch.addmm(row_slope @ trained, slope, weight))
+            slopes.append(products.added(row_slope, trained, slope, weight))
             row_slopes.append(row_slope)
         if training:
             saved = [torch.cat(slopes)]

@@ -3,6 +3,8 @@
 Knows: transformers' decoder layers, memory. Does not know: rows, losses.
 """
 
+import contextlib
+
 import torch
 from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
@@ -10,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from course_utils.fast.graphs import draws
 from course_utils.fast.levers import compile_backend
-from course_utils.fast.lora import fused_forward
+from course_utils.fast.lora import RoundedAdapters, fused_forward
 
 GIB = 2**30
 
@@ -47,14 +49,15 @@ class DecoderLayers:
 
     model: any transformers or PEFT model. levers: fast.Levers.
     compile_layers: False, True or a backend's name. by_triton: see lora.fused_forward.
+    round_once: round the adapters' matrices once a row, which needs them in one piece.
 
     `dress` puts a forward of its own on every layer. It does something else than before
-    only while `running` is true; whatever checkpointing the model had is taken over.
+    only within `packed_row`; whatever checkpointing the model had is taken over.
     `undress` leaves the layers as they were. In between, do not deepcopy the model: a
     copy would keep calling the original's layers.
     """
 
-    def __init__(self, model, levers, compile_layers, by_triton=False):
+    def __init__(self, model, levers, compile_layers, by_triton=False, round_once=True):
         self.layers = [
             module
             for module in model.modules()
@@ -64,6 +67,8 @@ class DecoderLayers:
         self._levers = levers
         self._compile = compile_layers
         self._by_triton = by_triton
+        self._rounded = RoundedAdapters()
+        self._round_once = round_once
         self._bytes_per_token = None  # of one layer; measured at the first row
         self._keeping = len(self.layers)
         # Without dropout nothing is drawn that a second forward would have to repeat.
@@ -74,7 +79,7 @@ class DecoderLayers:
         self._setting = functorch_config.patch(
             ban_recompute_materialized_backward=False
         )
-        self.running = False
+        self._running = False
 
     def dress(self):
         """Put the forwards on. Reads now which checkpointing the model wants."""
@@ -92,7 +97,7 @@ class DecoderLayers:
         self._setting.__enter__()
 
     def _fuse(self, module):
-        forward = fused_forward(module, module.forward, self._by_triton)
+        forward = fused_forward(module, module.forward, self._by_triton, self._rounded)
         if forward is not None:
             self._before.append((module, module.__dict__.get("forward"), None))
             module.forward = forward
@@ -108,7 +113,18 @@ class DecoderLayers:
             if checkpointed is not None:
                 module.gradient_checkpointing = checkpointed
 
-    def prepare(self, tokens):
+    @contextlib.contextmanager
+    def packed_row(self, tokens):
+        """Within the context the model's forward serves a row of `tokens` tokens."""
+        self._prepare(tokens)
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
+            self._rounded.forget()
+
+    def _prepare(self, tokens):
         """Decide, before a row of `tokens` tokens, how many layers keep activations."""
         if self._levers.activation_gib is None:
             self._keeping = 0 if self._wanted else len(self.layers)
@@ -143,8 +159,10 @@ class DecoderLayers:
             again = torch.compile(again, backend=backend)
 
         def forward(hidden, *args, **kwargs):
-            if not self.running or not torch.is_grad_enabled():
+            if not self._running or not torch.is_grad_enabled():
                 return original(hidden, *args, **kwargs)
+            if number == 0 and self._round_once:
+                self._rounded.refresh(hidden.device)
             if self._compile:
                 _tokens_vary(hidden, kwargs)
             if number < self._keeping:

@@ -5,8 +5,9 @@ know: training, or any other kind of adapter, which keep PEFT's own forward.
 
 PEFT computes W x, then B (A x), scales it and adds it: three passes over the output in
 each direction, and under autocast in 16 bit two copies of x in fp32. Here the branch is
-added inside the second product, x is kept once and in the precision that computes, and
-the scaling falls on the r numbers a token between A and B.
+added inside the second product, x is kept once and in the precision that computes, the
+scaling falls on the r numbers a token between A and B, and where A and B are float32
+beside 16-bit arithmetic they are rounded once a row, not at every product.
 """
 
 import functools
@@ -16,16 +17,59 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 
-from course_utils.fast import nf4
+from course_utils.fast import nf4, products
 
 
-def fused_forward(layer, original_forward, by_triton=False):
+class RoundedAdapters:
+    """The adapters' matrices in the dtype of autocast, for the length of one row.
+
+    Autocast rounds a matrix each time it is multiplied: in a row's forward, in its
+    backward, and where a layer runs again. A copy is right until an optimizer steps, so
+    layers have theirs from `refresh` to `forget` only.
+    """
+
+    def __init__(self):
+        self._held = {}  # layer: [] or [A, B], what its forward reads
+        self._memory = {}  # layer: (A, B); the same all the time, as CUDA graphs want
+
+    def of(self, layer):
+        """The list that holds a layer's rounded A and B while they are right."""
+        return self._held.setdefault(layer, [])
+
+    @torch.no_grad()
+    def refresh(self, device):
+        """Round all matrices, if autocast is on for the device."""
+        if not torch.is_autocast_enabled(device.type):
+            return
+        dtype, originals, copies = torch.get_autocast_dtype(device.type), [], []
+        for layer, held in self._held.items():
+            adapter = _only_adapter(layer)
+            if adapter is None:
+                continue
+            pair = [layer.lora_A[adapter].weight, layer.lora_B[adapter].weight]
+            if any(matrix.dtype == dtype for matrix in pair):
+                continue
+            if layer not in self._memory:
+                self._memory[layer] = [torch.empty_like(m, dtype=dtype) for m in pair]
+            held[:] = self._memory[layer]
+            originals += pair
+            copies += held
+        if copies:
+            torch._foreach_copy_(copies, originals)
+
+    def forget(self):
+        """Take the copies away, before anything changes their originals."""
+        for held in self._held.values():
+            held.clear()
+
+
+def fused_forward(layer, original_forward, by_triton=False, rounded=None):
     """A forward for a LoRA layer, or None if its kind cannot be fused.
 
     layer: any module. original_forward: what the new forward calls whenever the layer
         is in a state that needs PEFT's own: switched off, merged, several adapters,
         dropout, mixed precisions. by_triton: decode 4 bit by nf4.decode, not by
-        bitsandbytes.
+        bitsandbytes. rounded: RoundedAdapters, if somebody refreshes them.
     The new forward raises ValueError for 4-bit weights that let no gradient pass.
     """
     if type(layer) is not LoraLinear and type(layer) is not LoraLinear4bit:
@@ -36,6 +80,7 @@ def fused_forward(layer, original_forward, by_triton=False):
         return None
     if base.weight.requires_grad or getattr(layer, "fan_in_fan_out", False):
         return None
+    held = () if rounded is None else rounded.of(layer)
 
     def forward(x, *args, **kwargs):
         if four_bit and torch.is_grad_enabled():
@@ -48,21 +93,19 @@ def fused_forward(layer, original_forward, by_triton=False):
         if dtype is None or low.bias is not None or up.bias is not None:
             return original_forward(x)
         x = x.to(dtype)
-        arguments = (
-            x,
-            _between(x, low.weight, layer.scaling[adapter]),
-            low.weight,
-            up.weight,
-            layer.scaling[adapter],
-            base.bias,
-            by_triton,
-            *_packed(base.weight, base.weight.quant_state if four_bit else None),
-        )
+        low, up, scaling = low.weight, up.weight, layer.scaling[adapter]
+        low_in, up_in = held or (m.detach().to(dtype) for m in (low, up))
         # A compiler need not look inside; PyTorch 2.11's would keep for backward what
         # it finds there, also in a layer that is to run again.
         if torch.compiler.is_compiling():
-            return fused_lora(*arguments)
-        return _FusedLora.apply(*arguments)
+            between, fused = lora_between, fused_lora
+        else:
+            between, fused = _between, _FusedLora.apply
+        return fused(
+            x, between(x.detach(), low_in, scaling), low, up, low_in, up_in, scaling,
+            base.bias, by_triton,
+            *_packed(base.weight, base.weight.quant_state if four_bit else None),
+        )  # fmt: skip
 
     return forward
 
@@ -151,40 +194,40 @@ def _unpacked(by_triton, weight, scales, blocks, kind, code, shape, dtype):
 
 # x W' + scaling (x A') B', with gradients for x, A and B.
 #
-# The small product comes first and the large one is added to it. The other way round
-# the large one would be rounded to 16 bit before an adapter's change, far smaller than
-# its last bit at the start of training, were added, and lost.
+# At the start of training an adapter's change is far below the last bit of the product
+# it is added to: the sum must be rounded, not the product before it (products.added).
+#
+# low and up are A and B as they are trained, low_in and up_in the same in x's dtype:
+# the first two get the gradients, the others are multiplied.
 
 
-def _between(x, low, scaling):
+def _between(x, low_in, scaling):
     """scaling x A', (tokens, r), a step of its own, which no gradient passes through.
 
     Its layer may have to run again for backward just to have it.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, low = x.detach(), low.detach()
-        return (x.flatten(0, -2) @ low.to(x.dtype).t()) * scaling
+        return products.scaled(x.flatten(0, -2), low_in.t(), scaling)
 
 
-def _forward(x, between, low, up, scaling, bias, by_triton, *packed):
+def _forward(x, between, low, up, low_in, up_in, scaling, bias, by_triton, *packed):
     """The layer's output, (..., out)."""
     with torch.autocast(x.device.type, enabled=False):
-        out = between @ up.to(x.dtype).t()
-        if bias is not None:
-            out += bias.to(x.dtype)
         weight = _unpacked(by_triton, *packed).to(x.dtype)
-        out.addmm_(x.flatten(0, -2), weight.t())
+        flat = x.flatten(0, -2)
+        out = products.added(between, up_in.t(), flat, weight.t(), bias)
     return out.view(*x.shape[:-1], -1)
 
 
-def _backward(grad, x, between, low, up, scaling, by_triton, *packed):
+def _backward(grad, x, between, low, up, low_in, up_in, scaling, by_triton, *packed):
     """Gradients of x, low and up."""
     flat, grad = x.flatten(0, -2), grad.flatten(0, -2).to(x.dtype)
-    grad_between = (grad @ up.to(x.dtype)).mul_(scaling)
-    grad_x = grad_between @ low.to(x.dtype)
-    grad_x.addmm_(grad, _unpacked(by_triton, *packed).to(x.dtype))
-    grad_low = (grad_between.t() @ flat).to(low.dtype)
-    grad_up = (grad.t() @ between).to(up.dtype)
+    grad_between = products.scaled(grad, up_in, scaling)
+    weight = _unpacked(by_triton, *packed).to(x.dtype)
+    grad_x = products.added(grad_between, low_in, grad, weight)
+    del weight
+    grad_low = products.in_dtype(grad_between.t(), flat, low.dtype)
+    grad_up = products.in_dtype(grad.t(), between, up.dtype)
     return grad_x.view(x.shape), grad_low, grad_up
 
 
@@ -192,10 +235,14 @@ class _FusedLora(torch.autograd.Function):
     """_forward and _backward as they are."""
 
     @staticmethod
-    def forward(ctx, x, between, low, up, scaling, bias, by_triton, weight, *packed):
-        ctx.save_for_backward(x, between, low, up, weight)
+    def forward(
+        ctx, x, between, low, up, low_in, up_in, scaling, bias, by_triton, weight,
+        *packed,
+    ):  # fmt: skip
+        tensors = x, between, low, up, low_in, up_in
+        ctx.save_for_backward(*tensors, weight)
         ctx.scaling, ctx.by_triton, ctx.packed = scaling, by_triton, packed
-        return _forward(x, between, low, up, scaling, bias, by_triton, weight, *packed)
+        return _forward(*tensors, scaling, bias, by_triton, weight, *packed)
 
     @staticmethod
     def backward(ctx, grad):
@@ -203,27 +250,41 @@ class _FusedLora(torch.autograd.Function):
         grad_x, grad_low, grad_up = _backward(
             grad, *tensors, ctx.scaling, ctx.by_triton, weight, *ctx.packed
         )
-        return grad_x, None, grad_low, grad_up, *[None] * (3 + 7)
+        return grad_x, None, grad_low, grad_up, *[None] * (2 + 3 + 7)
 
 
+_TENSORS = (
+    "Tensor x, Tensor between, Tensor low, Tensor up, Tensor low_in, Tensor up_in"
+)
 _PACKED = (
     "Tensor weight, Tensor[] scales, int[] blocks, str kind, Tensor? code, "
     "int[] shape, ScalarType? dtype"
+)
+lora_between = torch.library.custom_op(
+    "course_utils::lora_between",
+    _between,
+    mutates_args=(),
+    schema="(Tensor x, Tensor low_in, float scaling) -> Tensor",
 )
 fused_lora = torch.library.custom_op(
     "course_utils::fused_lora",
     _forward,
     mutates_args=(),
-    schema="(Tensor x, Tensor between, Tensor low, Tensor up, float scaling, "
-    f"Tensor? bias, bool by_triton, {_PACKED}) -> Tensor",
+    schema=f"({_TENSORS}, float scaling, Tensor? bias, bool by_triton, {_PACKED}) "
+    "-> Tensor",
 )
 fused_lora_backward = torch.library.custom_op(
     "course_utils::fused_lora_backward",
     _backward,
     mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor between, Tensor low, Tensor up, "
-    f"float scaling, bool by_triton, {_PACKED}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, {_TENSORS}, float scaling, bool by_triton, {_PACKED}) "
+    "-> (Tensor, Tensor, Tensor)",
 )
+
+
+@lora_between.register_fake
+def _(x, low_in, scaling):
+    return x.new_empty(x.flatten(0, -2).shape[0], low_in.shape[0])
 
 
 @fused_lora.register_fake
@@ -240,22 +301,23 @@ def _(grad, x, between, low, up, *_):
 
 
 def _keep_for_backward(ctx, inputs, output):
-    *tensors, ctx.scaling, _, ctx.by_triton, weight, scales = inputs[:9]
-    ctx.blocks, ctx.kind, code, ctx.shape, ctx.dtype = inputs[9:]
+    *tensors, ctx.scaling, _, ctx.by_triton, weight, scales = inputs[:11]
+    ctx.blocks, ctx.kind, code, ctx.shape, ctx.dtype = inputs[11:]
     ctx.save_for_backward(*tensors, weight, code, *scales)
 
 
 @functools.partial(fused_lora.register_autograd, setup_context=_keep_for_backward)
 def _(ctx, grad):
-    x, between, low, up, weight, code, *scales = ctx.saved_tensors
+    *tensors, weight, code = ctx.saved_tensors[:8]
+    scales = list(ctx.saved_tensors[8:])
     grad_x, grad_low, grad_up = fused_lora_backward(
-        grad, x, between, low, up, ctx.scaling, ctx.by_triton,
+        grad, *tensors, ctx.scaling, ctx.by_triton,
         weight, scales, ctx.blocks, ctx.kind, code, ctx.shape, ctx.dtype,
     )  # fmt: skip
     # For lists PyTorch wants a list of as many as there are tensors in it.
     of_scales = [None] * len(scales)
     of_blocks, of_shape = (None if values else [] for values in (ctx.blocks, ctx.shape))
     return (
-        grad_x, None, grad_low, grad_up, None, None, None,
+        grad_x, None, grad_low, grad_up, *[None] * 5,
         None, of_scales, of_blocks, None, None, of_shape, None,
     )  # fmt: skip

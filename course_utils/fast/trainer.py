@@ -115,7 +115,11 @@ class PackedORPOTrainer(ORPOTrainer):
         attention.register()
         config._attn_implementation = attention.NAME
         self._layers = DecoderLayers(
-            self.model, self.levers, self.compile_layers, self.triton_decode
+            self.model,
+            self.levers,
+            self.compile_layers,
+            self.triton_decode,
+            round_once=not self.is_fsdp_enabled,
         )
         self._layers.dress()
         if self.embeddings_on_cpu:
@@ -379,21 +383,17 @@ class PackedORPOTrainer(ORPOTrainer):
                 return head.at_least_fp32(found)
             return found
 
-        self._layers.prepare(row.input_ids.shape[1])
-        self._layers.running = True
-        try:
-            with (
-                head.borrowed_forward(output, score),
-                head.borrowed_forward(embedding, embed),
-            ):
-                logps = model(
-                    input_ids=row.input_ids,
-                    position_ids=row.position_ids,
-                    use_cache=False,
-                    **attention.mask_arguments(row, self.attention, self._longest(row)),
-                ).logits
-        finally:
-            self._layers.running = False
+        with (
+            self._layers.packed_row(row.input_ids.shape[1]),
+            head.borrowed_forward(output, score),
+            head.borrowed_forward(embedding, embed),
+        ):
+            logps = model(
+                input_ids=row.input_ids,
+                position_ids=row.position_ids,
+                use_cache=False,
+                **attention.mask_arguments(row, self.attention, self._longest(row)),
+            ).logits
         if not self._head_verified:
             self._verify_head(logps, scored[0])
         return logps, scored[1]

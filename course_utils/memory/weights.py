@@ -78,7 +78,8 @@ def static_bytes(config, settings):
     Parts: weights (projections and norms), quant state, embeddings and head, adapter,
     optimizer. The optimizer's paged means count 0: bitsandbytes takes them from managed
     memory, which PyTorch does not count and which the driver moves to the host when the
-    card is full. Token rows in tied tables count twice, as an upper bound.
+    card is full. Token rows in tied tables count twice, as an upper bound. The fast
+    trainer keeps a copy of A and B in 16 bit where it computes in 16 bit.
     """
     counts = weight_shapes(config)
     norms = counts["norms"] * settings.norm_bytes
@@ -91,6 +92,10 @@ def static_bytes(config, settings):
     else:
         linear = counts["projections"] * settings.compute_bytes
     trained = adapter_weights(config, settings)
+    in_16_bit = 0
+    if settings.trainer == "fast" and settings.compute_bytes < 4:
+        rows = 2 * settings.token_rows * config.hidden_size
+        in_16_bit = (trained - rows) * settings.compute_bytes
     paged = settings.optim.startswith("paged")
     tables = counts["tables"]
     if settings.embeddings_on_cpu and not config.tie_word_embeddings:
@@ -99,6 +104,6 @@ def static_bytes(config, settings):
         "weights": linear + norms,
         "quant state": state,
         "embeddings and head": tables * settings.table_bytes,
-        "adapter": trained * 4,
+        "adapter": trained * 4 + in_16_bit,
         "optimizer": 0 if paged else round(trained * OPTIMIZERS[settings.optim]),
     }

@@ -90,8 +90,8 @@ SHAPES = {
         twin="llama3-8b",
         changes={"bf16": True},
         # Together no more than TRL takes for the same recipe.
-        fast=Levers(token_budget=2560, activation_gib=6.9),
-        lean=Levers(token_budget=2048, head_tile=128, activation_gib=0.4),
+        fast=Levers(token_budget=3072, activation_gib=7.3),
+        lean=Levers(token_budget=2048, head_tile=128, activation_gib=0.7),
     ),
 }  # fmt: skip
 

@@ -8,15 +8,20 @@ is TRL's trainer with float32 arithmetic. Rounding to 16 bit can do two things t
 others: let them learn something else, or hide from their own arithmetic what they have
 learned. So after training every adapter's loss on the same pairs is taken twice, by the
 arithmetic that trained it and by float32.
+
+Before that, single products of the model's shapes: how much of a change far below the
+last bit of W x is in the 16-bit sum of both, by three ways to compute the sum.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 # Read when the libraries are first imported.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -27,13 +32,17 @@ quiet.hide_library_chatter()
 import bench_orpo  # noqa: E402
 import bench_parts  # noqa: E402
 import torch  # noqa: E402
+from torch.utils import benchmark  # noqa: E402
 
 from course_utils import records  # noqa: E402
-from course_utils.fast import Levers  # noqa: E402
+from course_utils.fast import Levers, products  # noqa: E402
 
 REFERENCE = "TRL, float32"
 _PLAIN = bench_parts.ladder(Levers())["packed rows"]
 _FUSED = replace(_PLAIN, fused_lora=True)
+
+
+_BY_ADDMM = "+ fused LoRA, sum by addmm_"
 
 
 def arms(shape):
@@ -41,11 +50,65 @@ def arms(shape):
     return {
         "TRL, bf16": None,
         "packed rows, bf16": _PLAIN,
+        _BY_ADDMM: _FUSED,
         "+ fused LoRA": _FUSED,
-        "+ fused LoRA, residual in float32": replace(_FUSED, residual_in_float32=True),
         "fast": shape.fast,
-        "fast, waiting optimizer": replace(shape.fast, run_ahead=False),
     }
+
+
+def by_addmm(small_left, small_right, left, right, bias=None):
+    """products.added as it was before: the small product, and the large added to it."""
+    out = small_left @ small_right
+    if bias is not None:
+        out += bias
+    return out.addmm_(left, right)
+
+
+def product_first(small_left, small_right, left, right):
+    """The large product, and the small one added to it."""
+    return left @ right + small_left @ small_right
+
+
+SUMS = {
+    "W x, then + the change": product_first,
+    "the change, then addmm_": by_addmm,
+    "twice the change, addmm_ with beta=0.5": products.added,
+}
+
+
+def arrivals(config, tokens, draws=5):
+    """{sum: {"outputs x inputs": {"arrived": [share of the change], "microseconds"}}}
+
+    config: whose matrices. tokens: of a row. The change is an adapter's after its first
+    step of 8e-6: A as PEFT draws it, B's entries that far from 0.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hidden, inner = config.hidden_size, config.intermediate_size
+    found = {name: {} for name in SUMS}
+    for outputs, inputs in ((hidden, hidden), (inner, hidden), (hidden, inner)):
+        for seed in range(draws):
+            generator = torch.Generator(device).manual_seed(seed)
+
+            def drawn(*sizes, generator=generator):
+                return torch.randn(*sizes, generator=generator, device=device)
+
+            weight = (drawn(outputs, inputs) * config.initializer_range).bfloat16()
+            x = drawn(tokens, inputs).bfloat16()
+            low = drawn(16, inputs).bfloat16() * (3 * inputs) ** -0.5
+            up = 8e-6 * drawn(outputs, 16).bfloat16().sign()
+            factors = 2 * x @ low.t(), up.t(), x, weight.t()
+            change = factors[0].double() @ up.t().double()
+            plain = x.double() @ weight.t().double()
+            for name, added in SUMS.items():
+                row = found[name].setdefault(f"{outputs} x {inputs}", {"arrived": []})
+                gain = (added(*factors).double() - plain) * change
+                row["arrived"].append(float(gain.sum() / change.square().sum()))
+                if seed == 0:
+                    timer = benchmark.Timer(
+                        "added(*factors)", globals={"added": added, "factors": factors}
+                    )
+                    row["microseconds"] = 1e6 * timer.blocked_autorange().median
+    return found
 
 
 def main(arguments=None):
@@ -77,15 +140,20 @@ def main(arguments=None):
                 found["own"][name] = loss_on_its_pairs(trainer)
                 adapter.update(adapter_of(trainer))
 
-            result = bench_parts.run_arm(
-                prepared, levers, {}, 1, options.steps - 1, options.seed,
-                scratch / "run", then=then,
-            )  # fmt: skip
+            old_sum = mock.patch.object(products, "added", by_addmm)
+            with old_sum if name == _BY_ADDMM else contextlib.nullcontext():
+                result = bench_parts.run_arm(
+                    prepared, levers, {}, 1, options.steps - 1, options.seed,
+                    scratch / "run", then=then,
+                )  # fmt: skip
             found["losses"][name] = result[0]["losses"]
             print(f"{name}, trained", file=sys.stderr, flush=True)
             return adapter
 
         exact = prepare(in_16_bit=False)
+        found["arrived"] = arrivals(
+            exact.model_and_tokenizer()[0].config, shape.fast.token_budget
+        )
         adapters = {REFERENCE: train(exact, REFERENCE, None)}
         rounded = prepare(in_16_bit=True)
         judge = bench_parts.make_trainer(
@@ -168,7 +236,15 @@ def command(arguments):
 
 def table(record):
     """The results as text, one line an arm."""
-    lines = [
+    lines = [f"{'sum of W x and a change':40s} {'matrix':14s} arrived         µs"]
+    for name, rows in record["arrived"].items():
+        for matrix, row in rows.items():
+            low, high = min(row["arrived"]), max(row["arrived"])
+            lines.append(
+                f"{name:40s} {matrix:14s} {low:5.2f} ... {high:4.2f}"
+                f" {row['microseconds']:6.0f}"
+            )
+    lines += [
         f"{'arm':36s} {'mean loss':>10s} {'own loss':>10s} {'in float32':>10s}",
         f"{'before training':36s} {'':10s} {'':10s} {record['before']:10.5f}",
     ]

@@ -161,16 +161,24 @@ def test_what_a_small_adapter_changes_survives_rounding(tokens, shape, device="c
     outputs, inputs = shape
     weight = drawn(*shape, std=0.02).bfloat16()
     x = drawn(tokens, inputs, std=1).bfloat16()
-    low = drawn(16, inputs, std=(3 * inputs) ** -0.5)
-    up = 8e-6 * drawn(outputs, 16, std=1).sign()
+    low = drawn(16, inputs, std=(3 * inputs) ** -0.5).bfloat16()
+    up = (8e-6 * drawn(outputs, 16, std=1).sign()).bfloat16()
     between = lora_layers._between(x, low, 2.0)
-    plain_packed = lora_layers._packed(weight, None)
-    found = lora_layers._forward(x, between, low, up, 2.0, None, False, *plain_packed)
-    plain = x.double() @ weight.double().t()
-    change = between.double() @ up.bfloat16().double().t()
-    assert change.abs().mean() < 2**-8 * plain.abs().mean() / 50
-    slope = ((found.double() - plain) * change).sum() / change.square().sum()
-    assert slope == pytest.approx(1, abs=0.2)
+    grad = drawn(tokens, outputs, std=1).bfloat16()
+    rest = low, up, 2.0
+    packed = lora_layers._packed(weight, None)
+    forward = lora_layers._forward(x, between, low, up, *rest, None, False, *packed)
+    backward, *_ = lora_layers._backward(
+        grad, x, between, low, up, *rest, False, *packed
+    )
+    for found, left, right, change in (
+        (forward, x, weight.t(), between.double() @ up.double().t()),
+        (backward, grad, weight, 2 * grad.double() @ up.double() @ low.double()),
+    ):
+        plain = left.double() @ right.double()
+        assert change.abs().mean() < 2**-8 * plain.abs().mean() / 50
+        slope = ((found.double() - plain) * change).sum() / change.square().sum()
+        assert float(slope) == pytest.approx(1, abs=0.3)
 
 
 @pytest.mark.parametrize("gib", [None, 0])
