@@ -516,8 +516,11 @@ def test_flex_attention_computes_in_the_precision_of_autocast():
 def test_the_optimizer_waits_for_the_gpu_only_if_it_must_not_run_ahead(
     tmp_path, monkeypatch, ahead
 ):
-    waited = []
+    waited, fetched = [], []
     monkeypatch.setattr(optimizer, "sync_gpu", waited.append)
+    monkeypatch.setattr(
+        optimizer.Optimizer8bit, "prefetch_state", lambda _, p: fetched.append(p)
+    )
     settings = {"optim": "paged_adamw_8bit", "max_steps": 2, "dtype": torch.float32}
     trainer = packed_trainer(tmp_path, levers=Levers(run_ahead=ahead), **settings)
     assert trainer.accelerator.non_blocking is ahead
@@ -525,6 +528,7 @@ def test_the_optimizer_waits_for_the_gpu_only_if_it_must_not_run_ahead(
     tensors = len(trained(trainer.model))
     # bitsandbytes waits after each tensor, and once more when memory is paged.
     assert len(waited) == (0 if ahead else 2 * (tensors + 1))
+    assert len(fetched) == (0 if ahead else 2 * tensors)
     assert optimizer.sync_gpu == waited.append
 
 
@@ -640,24 +644,6 @@ def test_embeddings_move_where_they_can(tmp_path):
     assert found(model=tied, peft_config=lora(train_rows=False)) == same
     with pytest.raises(ValueError, match="embeddings_on_cpu=True cannot be: there is"):
         packed_trainer(tmp_path, levers=Levers(embeddings_on_cpu=True))
-
-
-def test_the_residual_can_stay_in_float32(tmp_path):
-    seen = {}
-    for wide in (False, True):
-        trainer = make_trainer(
-            PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path, torch.bfloat16),
-            dtype=None, bf16=True, peft_config=lora(train_rows=False),
-            levers=Levers(residual_in_float32=wide),
-        )  # fmt: skip
-        inputs = []
-        for layer in trainer.model.get_base_model().model.layers:
-            layer.register_forward_pre_hook(
-                lambda _, arguments, inputs=inputs: inputs.append(arguments[0].dtype)
-            )
-        run_window(trainer, window())
-        seen[wide] = set(inputs)
-    assert seen == {False: {torch.bfloat16}, True: {torch.float32}}
 
 
 def test_embedding_with_trained_rows_equals_peft():

@@ -128,16 +128,6 @@ def test_embeddings_on_the_cpu_take_nothing_of_the_gpu():
     assert memory.predict(config, fast) == memory.predict(config, away)
 
 
-def test_a_residual_in_float32_takes_two_bytes_more_a_number():
-    config = LlamaConfig(num_hidden_layers=5)
-    fast = memory.Settings(trainer="fast")
-    wide = replace(fast, residual_in_float32=True)
-    numbers = 4 * config.hidden_size * fast.tokens  # what four checkpoints hold
-    kept = [activations.stack_bytes(config, settings) for settings in (fast, wide)]
-    assert kept[1] - kept[0] == 2 * numbers
-    assert activations.product_bytes(wide) == activations.product_bytes(fast) == 2
-
-
 def test_tied_tables_count_once():
     model = harness.tiny_model(400, 32, tie_word_embeddings=True)
     counts = memory.weight_shapes(model.config)

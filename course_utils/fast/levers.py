@@ -23,8 +23,6 @@ class Levers:
     embeddings_on_cpu: the input embeddings stay in the CPU's memory, and the rows that
         are needed travel with the token ids. True, False or "auto".
     fused_lora: a LoRA layer as one step that keeps its input once.
-    residual_in_float32: what layers add up stays in float32 beside 16-bit arithmetic,
-        as it does in TRL's trainer with 4-bit weights.
     triton_decode: 4-bit weights of fused LoRA layers are decoded by one Triton kernel,
         instead of bitsandbytes' three. True, False or "auto".
     attention: "varlen" (flash attention over sequences of different lengths), "flex"
@@ -43,7 +41,8 @@ class Levers:
         itself still waits at every step unless logging_nan_inf_filter is off.
     run_ahead: let the CPU prepare a step while the GPU works on the one before: batches
         are copied without waiting, and bitsandbytes' optimizers, which wait for the GPU
-        after each of the adapter's tensors, do not wait.
+        after each of the adapter's tensors, and where they fetch paged state, do not
+        wait.
     """
 
     shared_prefix: bool = True
@@ -52,7 +51,6 @@ class Levers:
     head_tile: int | None = 512
     embeddings_on_cpu: bool | str = "auto"
     fused_lora: bool = True
-    residual_in_float32: bool = False
     triton_decode: bool | str = "auto"
     attention: str = "auto"
     compile_layers: bool | str = "auto"

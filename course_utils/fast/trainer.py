@@ -378,10 +378,7 @@ class PackedORPOTrainer(ORPOTrainer):
             return scored[0]
 
         def embed(input_ids):
-            found = head.embed(embedding, embed_forward, input_ids, row.embeddings)
-            if self.levers.residual_in_float32:
-                return head.at_least_fp32(found)
-            return found
+            return head.embed(embedding, embed_forward, input_ids, row.embeddings)
 
         with (
             self._layers.packed_row(row.input_ids.shape[1]),

@@ -18,9 +18,18 @@ def optimizer_runs_ahead():
     them in turn, in which the GPU has next to nothing to do. An update needs no more
     than the order of work on the stream. Whoever reads the state on the CPU does need
     to `catch_up` first: paged memory is the CPU's as well, and a read does not wait.
+
+    Nor do paged optimizers ask for their state before they use it: behind such a
+    request each launch waits until the GPU has served it. State that the driver had to
+    move out comes back page by page, where the update touches it.
     """
     try:
-        with mock.patch.object(optimizer, "sync_gpu", lambda tensor: None):
+        with (
+            mock.patch.object(optimizer, "sync_gpu", lambda tensor: None),
+            mock.patch.object(
+                optimizer.Optimizer8bit, "prefetch_state", lambda self, parameter: None
+            ),
+        ):
             yield
     finally:
         catch_up()

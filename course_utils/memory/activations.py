@@ -13,18 +13,12 @@ from course_utils.memory.weights import head_size, projections
 
 
 def hidden_bytes(settings):
-    """Bytes of a number in the residual stream behind the first layer.
+    """Bytes of a number in the MLP's products, and in the residual stream behind them.
 
     Beside 4-bit layers the norms' weights are float32. So their outputs are, and
     bitsandbytes returns the MLP's product in the dtype of its input. The fast trainer's
-    fused layers return what they compute in, and keep to that unless they are told to
-    add up in float32.
+    fused layers return what they compute in.
     """
-    return 4 if settings.residual_in_float32 else product_bytes(settings)
-
-
-def product_bytes(settings):
-    """Bytes of a number in the MLP's products, for the same reason."""
     if settings.trainer == "stock" and settings.precision == "nf4":
         return 4
     return settings.compute_bytes
@@ -37,7 +31,7 @@ def layer_bytes(config, settings):
     attention   s (2 H + 2 K) T: queries, keys, values, output, and 4 a head for the
                 log-sum-exp. Where a mask is given, keys and values are repeated to H,
                 and each layer makes its own mask in s bytes: s T L
-    MLP         3 I T: gate, its SiLU, up, in the dtype of `product_bytes`
+    MLP         3 I T: gate, its SiLU, up, in the dtype of `hidden_bytes`
     LoRA        each target's input in s, unless it is there already; A's output, s r T;
                 stock under autocast: a copy of A and B in s
     """
@@ -55,7 +49,7 @@ def layer_bytes(config, settings):
         seen = settings.length if stock else min(2 * settings.length, tokens)
         attention += s * tokens * seen
     norms = 2 * (4 * hidden * tokens + 4 * tokens)
-    mlp = 3 * inner * tokens * product_bytes(settings)
+    mlp = 3 * inner * tokens * hidden_bytes(settings)
     return attention + norms + mlp + _lora_bytes(config, settings)
 
 
@@ -128,7 +122,7 @@ def backward_bytes(config, settings):
         config.intermediate_size,
         settings.tokens,
     )
-    wide = product_bytes(settings)
+    wide = hidden_bytes(settings)
     gradients = 3 * wide
     if settings.trainer == "stock" and wide == 2 and "down_proj" in settings.targets:
         gradients = 4 + 3 * 2

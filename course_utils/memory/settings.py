@@ -37,8 +37,8 @@ class Settings:
     checkpointing: are activations of a layer computed again in backward?
     trainer: "stock" (TRL's ORPOTrainer) or "fast" (fast.PackedORPOTrainer).
     log_prob_kernel: stock: does TRL's Triton kernel run (CUDA with Triton)?
-    token_budget, head_tile, attention, embeddings_on_cpu, residual_in_float32: fast: as
-        in fast.Levers, not "auto".
+    token_budget, head_tile, attention, embeddings_on_cpu: fast: as in fast.Levers, not
+        "auto".
     """
 
     precision: str = "nf4"
@@ -58,7 +58,6 @@ class Settings:
     head_tile: int | None = 512
     attention: str = "varlen"
     embeddings_on_cpu: bool = False
-    residual_in_float32: bool = False
 
     def __post_init__(self):
         known = {
@@ -164,6 +163,5 @@ class Settings:
                 "head_tile": levers.head_tile,
                 "attention": trainer.attention,
                 "embeddings_on_cpu": trainer.embeddings_on_cpu,
-                "residual_in_float32": levers.residual_in_float32,
             }
         return cls(**known)

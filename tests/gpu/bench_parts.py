@@ -132,7 +132,6 @@ def arms(shape):
         "fast, one pair a row": {"packing": False},
         "fast, head in one piece": {"head_tile": None},
         "fast, embeddings on the GPU": {"embeddings_on_cpu": False},
-        "fast, residual in float32": {"residual_in_float32": True},
         "fast, PEFT's LoRA": {"fused_lora": False},
         "fast, bitsandbytes decodes": {"triton_decode": False},
         "fast, layers not compiled": {"compile_layers": False},
