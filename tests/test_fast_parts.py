@@ -41,6 +41,7 @@ from course_utils.fast import (
     waits,
 )
 from course_utils.fast import lora as lora_layers
+from course_utils.fast import trainer as fast_trainer
 from course_utils.fast.lora import fused_forward
 
 CPU = torch.device("cpu")
@@ -222,11 +223,12 @@ def test_checkpointing_changes_no_result(tmp_path, gib):
 def test_saved_bytes_counts_what_backward_needs_but_no_weights():
     layer = torch.nn.Linear(4, 4, bias=False)
     inputs = torch.ones(10, 4, requires_grad=True)
-    result, size = layers.saved_bytes(lambda: layer(inputs).exp().exp(), layer)
+    weights = list(layer.parameters())
+    result, size = layers.saved_bytes(lambda: layer(inputs).exp().exp(), weights)
     # the input of the product, and the output of either exponential
     assert size == 3 * 10 * 4 * 4
     result.sum().backward()
-    assert layers.saved_bytes(lambda: inputs.detach().exp(), layer)[1] == 0
+    assert layers.saved_bytes(lambda: inputs.detach().exp(), [])[1] == 0
 
 
 def test_activations_may_fill_what_the_calculator_leaves(tmp_path, monkeypatch):
@@ -731,9 +733,10 @@ def test_layers_in_other_states_are_left_to_peft():
     assert fused_forward(layer, lambda x: "peft")(torch.ones(1, 3, 16)) == "peft"
 
 
+@pytest.mark.parametrize("gib", [None, 0])
 @pytest.mark.parametrize("compiled", [False, "aot_eager"])
 def test_adapters_rounded_once_a_row_change_no_result(
-    tmp_path, flash_kernel_on_cpu, compiled, monkeypatch
+    tmp_path, flash_kernel_on_cpu, compiled, gib, monkeypatch
 ):
     rounded, refresh = [], lora_layers.RoundedAdapters.refresh
 
@@ -747,7 +750,7 @@ def test_adapters_rounded_once_a_row_change_no_result(
         ours = make_trainer(
             PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path, torch.bfloat16),
             dtype=None, bf16=True, peft_config=lora(train_rows=False),
-            levers=Levers(token_budget=60, activation_gib=0),
+            levers=Levers(token_budget=60, activation_gib=gib),
         )  # fmt: skip
         ours.attention, ours.compile_layers = "varlen", compiled
         ours.dress()
@@ -763,6 +766,25 @@ def test_adapters_rounded_once_a_row_change_no_result(
         assert with_copies[0] == without[0]
         for name, gradient in with_copies[2].items():
             assert torch.equal(gradient, without[2][name]), name
+
+
+def test_a_loss_over_several_rows_keeps_each_row_s_rounded_adapters(tmp_path):
+    ours = make_trainer(
+        PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path, torch.bfloat16),
+        dtype=None, bf16=True, peft_config=lora(train_rows=False),
+        levers=Levers(token_budget=60),
+    )  # fmt: skip
+    (group,) = window(sizes=[6])
+    batch = ours.data_collator(group)
+    assert len(ours._pack([fast_trainer._pairs(batch)])) > 1
+    found = {}
+    for once in (True, False):
+        ours._layers._round_once = once
+        ours.model.zero_grad()
+        ours.compute_loss(ours.model, batch).backward()
+        found[once] = {n: p.grad.clone() for n, p in trained(ours.model).items()}
+    for name, gradient in found[True].items():
+        assert torch.equal(gradient, found[False][name]), name
 
 
 def lora_modules(model):
@@ -791,12 +813,14 @@ def test_products_in_one_step_equal_products_in_several(dtype):
     assert products.in_dtype(left, matrix, torch.float32).dtype == torch.float32
 
 
-@pytest.mark.parametrize("four_bit", [False, True])
-def test_what_a_small_adapter_changes_survives_rounding(four_bit):
+@pytest.mark.parametrize("kind", ["plain", "bias", "4 bit"])
+def test_what_a_small_adapter_changes_survives_rounding(kind):
     """At the start of training an adapter's change is below the output's last bit."""
     torch.manual_seed(0)
-    base = torch.nn.Linear(256, 256, bias=False)
-    if four_bit:
+    base = torch.nn.Linear(256, 256, bias=kind == "bias")
+    if kind == "bias":
+        base.bias.data.normal_()
+    if kind == "4 bit":
         packed = bitsandbytes.nn.Linear4bit(
             256, 256, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16
         )
@@ -816,10 +840,12 @@ def test_what_a_small_adapter_changes_survives_rounding(four_bit):
             bitsandbytes.functional.dequantize_4bit(
                 base.weight, base.weight.quant_state
             )
-            if four_bit
+            if kind == "4 bit"
             else base.weight
         )
         plain = x.double() @ weight.double().t()
+        if kind == "bias":
+            plain += base.bias.double()
         change = layer.lora_B["default"](layer.lora_A["default"](x)).double()
         change *= layer.scaling["default"]
     last_bit = 2**-8 * plain.abs().mean()

@@ -24,13 +24,13 @@ def layers_that_fit(budget_bytes, bytes_per_layer, layers):
     return min(layers, int(budget_bytes // bytes_per_layer))
 
 
-def saved_bytes(function, module):
+def saved_bytes(function, there):
     """(result, bytes) of a call: what autograd keeps of it for backward.
 
-    The parameters of `module` do not count: they are there anyway. What several
-    operations keep counts once.
+    Tensors in `there`, such as parameters, do not count: they are there anyway. What
+    several operations keep counts once.
     """
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    there = {tensor.untyped_storage().data_ptr() for tensor in there}
     storages = {}
 
     def pack(tensor):
@@ -40,7 +40,7 @@ def saved_bytes(function, module):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = function()
-    kept = storages.keys() - weights
+    kept = storages.keys() - there
     return result, sum(storages[pointer] for pointer in kept)
 
 
@@ -49,7 +49,7 @@ class DecoderLayers:
 
     model: any transformers or PEFT model. levers: fast.Levers.
     compile_layers: False, True or a backend's name. by_triton: see lora.fused_forward.
-    round_once: round the adapters' matrices once a row, which needs them in one piece.
+    round_once: see lora.RoundedAdapters, who need the adapters in one piece.
 
     `dress` puts a forward of its own on every layer. It does something else than before
     only within `packed_row`; whatever checkpointing the model had is taken over.
@@ -177,9 +177,9 @@ class DecoderLayers:
         return self._levers.activation_gib and self._bytes_per_token is None
 
     def _measure(self, packed, hidden, *args, **kwargs):
-        result, size = saved_bytes(
-            lambda: packed(hidden, *args, **kwargs), self.layers[0]
-        )
+        layer = self.layers[0]
+        there = [*layer.parameters(), *self._rounded.within(layer)]
+        result, size = saved_bytes(lambda: packed(hidden, *args, **kwargs), there)
         self._bytes_per_token = size / (hidden.shape[0] * hidden.shape[1])
         return result
 

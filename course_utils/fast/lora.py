@@ -7,7 +7,7 @@ PEFT computes W x, then B (A x), scales it and adds it: three passes over the ou
 each direction, and under autocast in 16 bit two copies of x in fp32. Here the branch is
 added inside the second product, x is kept once and in the precision that computes, the
 scaling falls on the r numbers a token between A and B, and where A and B are float32
-beside 16-bit arithmetic they are rounded once a row, not at every product.
+beside 16-bit arithmetic they are rounded for a row at once, not at every product.
 """
 
 import functools
@@ -21,20 +21,23 @@ from course_utils.fast import nf4, products
 
 
 class RoundedAdapters:
-    """The adapters' matrices in the dtype of autocast, for the length of one row.
+    """Float32 adapters' matrices in the dtype of autocast, made for one row.
 
-    Autocast rounds a matrix each time it is multiplied: in a row's forward, in its
-    backward, and where a layer runs again. A copy is right until an optimizer steps, so
-    layers have theirs from `refresh` to `forget` only.
+    Autocast rounds a matrix each time it is multiplied, in forward and in backward, by
+    two kernels a layer. A copy is right until an optimizer steps, so layers read theirs
+    from `refresh` to `forget` only, during forward; autograd keeps them for backward.
     """
 
     def __init__(self):
         self._held = {}  # layer: [] or [A, B], what its forward reads
-        self._memory = {}  # layer: (A, B); the same all the time, as CUDA graphs want
 
     def of(self, layer):
         """The list that holds a layer's rounded A and B while they are right."""
         return self._held.setdefault(layer, [])
+
+    def within(self, module):
+        """The copies that the layers of a module read now."""
+        return [copy for m in module.modules() for copy in self._held.get(m, [])]
 
     @torch.no_grad()
     def refresh(self, device):
@@ -47,11 +50,10 @@ class RoundedAdapters:
             if adapter is None:
                 continue
             pair = [layer.lora_A[adapter].weight, layer.lora_B[adapter].weight]
-            if any(matrix.dtype == dtype for matrix in pair):
+            if any(matrix.dtype != torch.float32 for matrix in pair):
                 continue
-            if layer not in self._memory:
-                self._memory[layer] = [torch.empty_like(m, dtype=dtype) for m in pair]
-            held[:] = self._memory[layer]
+            # New ones: the last row's backward may be to come.
+            held[:] = [torch.empty_like(matrix, dtype=dtype) for matrix in pair]
             originals += pair
             copies += held
         if copies:
@@ -78,7 +80,9 @@ def fused_forward(layer, original_forward, by_triton=False, rounded=None):
     four_bit = type(base) is bitsandbytes.nn.Linear4bit
     if not four_bit and type(base) is not torch.nn.Linear:
         return None
-    if base.weight.requires_grad or getattr(layer, "fan_in_fan_out", False):
+    if any(parameter.requires_grad for parameter in base.parameters()):
+        return None
+    if getattr(layer, "fan_in_fan_out", False):
         return None
     held = () if rounded is None else rounded.of(layer)
 
@@ -115,7 +119,7 @@ def _require_gradients_to_pass(base):
 
     bitsandbytes 0.50 does so on some CPUs (avx512bf16) when a layer first runs in
     evaluation mode. What it computes from then on autograd does not see: layers below
-    would get no gradient through this one, and nobody would say so.
+    would get no gradient through this one, and a warning is all that says so.
     """
     if getattr(base.weight.quant_state, "packing_format_for_cpu", False):
         raise ValueError(

@@ -13,7 +13,7 @@ def scaled(left, right, scaling):
 
 
 def added(small_left, small_right, left, right, bias=None):
-    """small_left @ small_right + left @ right (+ bias), (n, m), the sum rounded once.
+    """small_left @ small_right + left @ right, (n, m), rounded as a sum; then + bias.
 
     The small product is rounded before that as well.
 
@@ -23,9 +23,9 @@ def added(small_left, small_right, left, right, bias=None):
     the small product is made twice as large and halved again, which is exact.
     """
     out = scaled(small_left, small_right, 2.0)
-    if bias is not None:
-        out.add_(bias, alpha=2)
-    return out.addmm_(left, right, beta=0.5)
+    out.addmm_(left, right, beta=0.5)
+    # Not before: on a bias's coarse grid the small product would be lost again.
+    return out if bias is None else out.add_(bias)
 
 
 def in_dtype(left, right, dtype):

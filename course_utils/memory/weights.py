@@ -79,7 +79,7 @@ def static_bytes(config, settings):
     optimizer. The optimizer's paged means count 0: bitsandbytes takes them from managed
     memory, which PyTorch does not count and which the driver moves to the host when the
     card is full. Token rows in tied tables count twice, as an upper bound. The fast
-    trainer keeps a copy of A and B in 16 bit where it computes in 16 bit.
+    trainer, where it computes in 16 bit, makes a copy of A and B for each row.
     """
     counts = weight_shapes(config)
     norms = counts["norms"] * settings.norm_bytes

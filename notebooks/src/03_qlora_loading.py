@@ -766,6 +766,9 @@ for name, mend in {"as TRL leaves it": False, "mended": True}.items():
 # The harm depends on the rows' size: the lab's head rows are long, Llama 3's are reported to be near zero, where bfloat16 is finer.
 # `models.keep_trained_in_fp32(trainer.model)`, called before `train()`, costs next to nothing and settles it.
 #
+# One more trap, on CPUs with bfloat16 in hardware (`avx512_bf16` in `lscpu`): when a 4-bit model first runs in evaluation mode there, bitsandbytes 0.50 rearranges its weights for inference, and no gradient passes through them any more. PyTorch warns (*an autograd kernel was not registered*), and the training goes on.
+# Evaluate after training, or load the model again.
+#
 # ## Recap
 
 # %%

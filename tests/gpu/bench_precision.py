@@ -57,11 +57,9 @@ def arms(shape):
 
 
 def by_addmm(small_left, small_right, left, right, bias=None):
-    """products.added as it was before: the small product, and the large added to it."""
-    out = small_left @ small_right
-    if bias is not None:
-        out += bias
-    return out.addmm_(left, right)
+    """The small product, and the large one added to it; for products.added."""
+    out = (small_left @ small_right).addmm_(left, right)
+    return out if bias is None else out.add_(bias)
 
 
 def product_first(small_left, small_right, left, right):
@@ -84,8 +82,11 @@ def arrivals(config, tokens, draws=5):
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     hidden, inner = config.hidden_size, config.intermediate_size
+    keys = hidden // config.num_attention_heads * config.num_key_value_heads
     found = {name: {} for name in SUMS}
-    for outputs, inputs in ((hidden, hidden), (inner, hidden), (hidden, inner)):
+    for outputs, inputs in (
+        (hidden, hidden), (keys, hidden), (inner, hidden), (hidden, inner)
+    ):  # fmt: skip
         for seed in range(draws):
             generator = torch.Generator(device).manual_seed(seed)
 
@@ -140,8 +141,8 @@ def main(arguments=None):
                 found["own"][name] = loss_on_its_pairs(trainer)
                 adapter.update(adapter_of(trainer))
 
-            old_sum = mock.patch.object(products, "added", by_addmm)
-            with old_sum if name == _BY_ADDMM else contextlib.nullcontext():
+            sum_by_addmm = mock.patch.object(products, "added", by_addmm)
+            with sum_by_addmm if name == _BY_ADDMM else contextlib.nullcontext():
                 result = bench_parts.run_arm(
                     prepared, levers, {}, 1, options.steps - 1, options.seed,
                     scratch / "run", then=then,

@@ -150,7 +150,9 @@ def test_triton_decodes_as_bitsandbytes_does_bit_for_bit(kind, doubly, dtype):
 
 
 @pytest.mark.parametrize("tokens", [512, 2560])
-@pytest.mark.parametrize("shape", [(4096, 4096), (14336, 4096), (4096, 14336)])
+@pytest.mark.parametrize(
+    "shape", [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)]
+)
 def test_what_a_small_adapter_changes_survives_rounding(tokens, shape, device="cuda"):
     """As on the CPU, in Llama 3 8B's shapes after a step of 8e-6: see notebook 07."""
     generator = torch.Generator(device).manual_seed(0)
