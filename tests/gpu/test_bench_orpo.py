@@ -68,7 +68,7 @@ def test_every_ablation_differs_from_the_fast_arm_in_one_lever():
     shape = bench_parts.SHAPES["llama3-8b"]
     arms = bench_parts.arms(shape)
     ablations = [name for name in arms if name.startswith("fast, ")]
-    assert len(ablations) == 14
+    assert len(ablations) == 13
     for name in ablations:
         levers, changes = arms[name]
         assert changes == {}
