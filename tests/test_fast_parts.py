@@ -425,7 +425,8 @@ def test_sequences_of_different_lengths_equal_trl(tmp_path, flash_on_cpu):
         assert_same_window(theirs, ours, window(seed, sizes=[9, 6]))
 
 
-def test_recording_compiles_nothing(tmp_path, flash_kernel_on_cpu, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recording_compiles_nothing(tmp_path, flash_kernel_on_cpu, monkeypatch, dtype):
     """A GPU cannot tune a kernel while it records."""
     counted, record = torch._dynamo.utils.counters["stats"], graphs.RowGraphs.record
     before = []
@@ -437,9 +438,12 @@ def test_recording_compiles_nothing(tmp_path, flash_kernel_on_cpu, monkeypatch):
     monkeypatch.setattr(graphs.RowGraphs, "record", counting)
     monkeypatch.setattr(graphs.RowGraphs.__init__, "__defaults__", (Replayed,))
     ours = make_trainer(
-        PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path, num_hidden_layers=4),
-        dtype=torch.float32, peft_config=lora(train_rows=False),
-        levers=Levers(token_budget=300, activation_gib=0.0015),
+        PackedORPOTrainer, tmp_path,
+        model=nf4_model(tmp_path, dtype, num_hidden_layers=4),
+        dtype=None, bf16=dtype == torch.bfloat16, peft_config=lora(train_rows=False),
+        levers=Levers(
+            token_budget=300, activation_gib=0.0015 * dtype.itemsize / 4
+        ),
         gradient_checkpointing=True,
     )  # fmt: skip
     ours.attention, ours.compile_layers, ours.cuda_graphs = "varlen", "aot_eager", True
