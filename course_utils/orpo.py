@@ -14,7 +14,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-IGNORED = -100  # the label that PyTorch's and TRL's losses skip
+IGNORE_INDEX = -100  # the label that PyTorch's and TRL's losses skip
 
 
 def log1mexp(x):
@@ -145,10 +145,10 @@ def _token_losses(logits, labels):
     losses = F.cross_entropy(
         _at_least_fp32(logits)[:, :-1].flatten(0, 1),
         targets.flatten(),
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="none",
     )
-    return losses.view(targets.shape), targets != IGNORED
+    return losses.view(targets.shape), targets != IGNORE_INDEX
 
 
 def _log_odds_ratio(chosen_logps, rejected_logps):

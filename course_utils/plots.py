@@ -140,10 +140,22 @@ def waterfall(ax, report, title):
         falls = name in reasons
         remaining -= count * falls
         colour = "#c8c8c8" if falls else "#333333"
-        ax.barh(at, count, left=remaining * falls, color=colour, hatch="///" * falls,
-                edgecolor="#333333", lw=0.5)  # fmt: skip
-        ax.text(remaining * falls + count, at, f" {'−' * falls}{count:,}", va="center",
-                fontsize=8)  # fmt: skip
+        ax.barh(
+            at,
+            count,
+            left=remaining * falls,
+            color=colour,
+            hatch="///" * falls,
+            edgecolor="#333333",
+            lw=0.5,
+        )
+        ax.text(
+            remaining * falls + count,
+            at,
+            f" {'−' * falls}{count:,}",
+            va="center",
+            fontsize=8,
+        )
     ax.set_yticks(range(len(steps)), list(steps))
     ax.set_xlim(0, total["rows"] * 1.12)
     ax.invert_yaxis()
@@ -159,8 +171,15 @@ def heat_map(ax, counts, title):
     ax.imshow(counts, cmap="Greys", vmin=0, vmax=top)
     for (row, column), count in np.ndenumerate(counts.to_numpy()):
         colour = "white" if count > top / 2 else "black"
-        ax.text(column, row, f"{count:,}", ha="center", va="center", color=colour,
-                fontsize=8)  # fmt: skip
+        ax.text(
+            column,
+            row,
+            f"{count:,}",
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=8,
+        )
     ax.set_xticks(range(counts.shape[1]), counts.columns, rotation=30, ha="right")
     ax.set_yticks(range(len(counts)), counts.index)
     return tidy(ax, title, "near copies in", "pairs of")
@@ -186,7 +205,13 @@ def chosen_against_rejected(ax, groups, title, xlabel):
 def two_histograms(ax, values, bins, title, xlabel):
     """Outlines of how chosen and rejected are spread. values: {side: numbers}."""
     for side in ("chosen", "rejected"):
-        ax.hist(values[side], bins, histtype="step", color=COLOURS[side],
-                linestyle=STYLES[side], label=side)  # fmt: skip
+        ax.hist(
+            values[side],
+            bins,
+            histtype="step",
+            color=COLOURS[side],
+            linestyle=STYLES[side],
+            label=side,
+        )
     ax.legend(frameon=False, fontsize=8)
     return tidy(ax, title, xlabel, "pairs")

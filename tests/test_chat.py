@@ -7,7 +7,7 @@ from tiny_llama import tiny_model, tiny_tokenizer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat
-from course_utils.chat.tokens import IGNORED
+from course_utils.chat.tokens import IGNORE_INDEX
 
 COLUMNS = (
     "chosen_input_ids",
@@ -294,7 +294,9 @@ def test_one_bos_and_one_end_token_per_answer(tokenizer):
         ids = getattr(tokens, f"{side}_input_ids")
         labels = getattr(tokens, f"{side}_labels")
         assert ids.count(bos) == 1 and ids[0] == bos
-        assert [i for i in labels if i != IGNORED].count(end) == 1 and labels[-1] == end
+        assert [i for i in labels if i != IGNORE_INDEX].count(end) == 1 and labels[
+            -1
+        ] == end
     assert not tokens.chosen_lost_end and not tokens.rejected_lost_end
 
 

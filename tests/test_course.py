@@ -7,16 +7,16 @@ from copy import deepcopy
 import pytest
 from nbformat.v4 import new_output
 
-from course_utils import (
+from course_utils.course import (
+    commands,
     console,
-    course,
     execution,
-    hygiene,
+    notebook_lint,
     notebooks,
-    on_gpu,
     pages,
-    places,
 )
+from course_utils.recorded import on_gpu
+from course_utils.setup import places
 
 FIRST = """\
 # %% [markdown]
@@ -77,7 +77,7 @@ def kernel(monkeypatch):
 def built(root, kernel, monkeypatch):
     """The small course with its notebooks built, none of them recorded on a GPU."""
     monkeypatch.setattr(on_gpu, "load", lambda: None)
-    assert course.build_notebooks(root) == 0
+    assert commands.build_notebooks(root) == 0
     kernel.clear()
     return root
 
@@ -92,9 +92,9 @@ def edit(root, old, new, name="00_first"):
 
 
 def test_notebooks_are_built_from_text_by_a_real_kernel(root):
-    assert course.build_notebooks(root, ["00"]) == 0
+    assert commands.build_notebooks(root, ["00"]) == 0
     path = root / "notebooks" / "00_first.ipynb"
-    assert hygiene.problems(path) == []
+    assert notebook_lint.problems(path) == []
     assert notebooks.finding(notebooks.read(path)) == "first"
     assert notebooks.to_text(notebooks.read(path)) == FIRST
 
@@ -117,7 +117,7 @@ def test_a_readme_without_its_marks_is_refused():
 def test_only_stale_runs_what_changed_and_renews_all_text(built, kernel):
     edit(built, "first", "changed")
     edit(built, "one number", "two numbers", name="01_second")
-    assert course.build_notebooks(built, only_stale=True) == 0
+    assert commands.build_notebooks(built, only_stale=True) == 0
     assert [number for number, _, _ in kernel] == ["00"]
     second = notebooks.read(built / "notebooks" / "01_second.ipynb")
     assert notebooks.heading(second) == "01 · Is p(y|x) two numbers?"
@@ -128,7 +128,7 @@ def test_a_notebook_that_breaks_stays_as_committed(built, kernel, capsys):
     path = built / "notebooks" / "00_first.ipynb"
     before = path.read_bytes()
     edit(built, 'print("Finding: first")', "1 / 0")
-    assert course.build_notebooks(built) == 1
+    assert commands.build_notebooks(built) == 1
     assert path.read_bytes() == before
     assert (built / "build" / "broken" / path.name).exists()
     said = capsys.readouterr().out
@@ -138,7 +138,7 @@ def test_a_notebook_that_breaks_stays_as_committed(built, kernel, capsys):
 
 def test_text_gets_the_form_that_jupytext_writes(built, kernel, capsys):
     edit(built, "import os\n\nprint", "\nimport os\n\nprint")
-    course.build_notebooks(built, only_stale=True)
+    commands.build_notebooks(built, only_stale=True)
     text = (built / "notebooks" / "src" / "00_first.py").read_text(encoding="utf-8")
     assert text == notebooks.to_text(notebooks.from_text(text))
 
@@ -148,7 +148,7 @@ def test_text_gets_the_form_that_jupytext_writes(built, kernel, capsys):
 
 def test_the_course_runs_from_a_copy_and_ends_with_a_table(built, kernel, capsys):
     committed = [path.read_bytes() for path in notebooks.notebook_files(built)]
-    assert course.run_course(built) == 0
+    assert commands.run_course(built) == 0
     assert committed == [path.read_bytes() for path in notebooks.notebook_files(built)]
     assert {folder for _, folder, _ in kernel} == {built / "build" / "notebooks"}
     said = capsys.readouterr().out
@@ -165,20 +165,20 @@ def test_the_course_runs_from_a_copy_and_ends_with_a_table(built, kernel, capsys
 
 
 def test_a_second_run_reuses_what_did_not_change(built, kernel, monkeypatch):
-    course.run_course(built)
+    commands.run_course(built)
     kernel.clear()
-    course.run_course(built)
+    commands.run_course(built)
     assert kernel == []
     edit(built, "one number", "two numbers")
-    course.build_notebooks(built, only_stale=True)
-    course.run_course(built)
+    commands.build_notebooks(built, only_stale=True)
+    commands.run_course(built)
     assert kernel == []
     page = (built / "build" / "html" / "00_first.html").read_text(encoding="utf-8")
     assert "two numbers" in page
-    course.run_course(built, fresh=True)
+    commands.run_course(built, fresh=True)
     assert len(kernel) == 2
     monkeypatch.setenv("COURSE_PROFILE", "t4")
-    course.run_course(built, ["00"])
+    commands.run_course(built, ["00"])
     assert kernel[-1][2] == "t4"
 
 
@@ -186,13 +186,13 @@ def test_a_broken_notebook_does_not_stop_the_others(built, kernel, capsys):
     template = notebooks.from_text(FIRST.replace('print("Finding: first")', "1 / 0"))
     finished = notebooks.finished(template, "00_first", deepcopy(template), RECORD)
     notebooks.write(finished, built / "notebooks" / "00_first.ipynb")
-    assert course.run_course(built) == 1
+    assert commands.run_course(built) == 1
     said = capsys.readouterr().out
     assert "00_first: broke at cell 2: ZeroDivisionError" in said
     assert "BROKE at cell 2:" in said
     assert "01_second: done" in said
     kernel.clear()
-    assert course.run_course(built) == 1
+    assert commands.run_course(built) == 1
     assert [number for number, _, _ in kernel] == ["00"]
 
 
@@ -204,22 +204,22 @@ def test_run_key_hangs_on_code_package_cards_and_settings(tmp_path, monkeypatch)
     card = tmp_path / "data_cards" / "prm.md"
     card.write_text("1")
     notebook = notebooks.from_text(FIRST)
-    keys = [course.run_key(notebook, package, "cpu")]
-    assert keys == [course.run_key(notebook, package, "cpu")]
+    keys = [commands.run_key(notebook, package, "cpu")]
+    assert keys == [commands.run_key(notebook, package, "cpu")]
     (package / "world.py").write_text("2")
-    keys.append(course.run_key(notebook, package, "cpu"))
+    keys.append(commands.run_key(notebook, package, "cpu"))
     card.write_text("2")
-    keys.append(course.run_key(notebook, package, "cpu"))
+    keys.append(commands.run_key(notebook, package, "cpu"))
     monkeypatch.setenv("COURSE_DATA", "elsewhere")
-    keys.append(course.run_key(notebook, package, "cpu"))
-    keys.append(course.run_key(notebook, package, "t4"))
-    keys.append(course.run_key(notebooks.from_text(SECOND), package, "t4"))
+    keys.append(commands.run_key(notebook, package, "cpu"))
+    keys.append(commands.run_key(notebook, package, "t4"))
+    keys.append(commands.run_key(notebooks.from_text(SECOND), package, "t4"))
     assert len(set(keys)) == 6
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(built):
     with pytest.raises(SystemExit, match="'07'.*00_first, 01_second"):
-        course.run_course(built, ["07"])
+        commands.run_course(built, ["07"])
 
 
 def test_the_table_fits_its_width():
@@ -244,10 +244,15 @@ def test_the_test_command_runs_notebooks_and_tests_on_the_cpu_profile(
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.delenv("COURSE_PROFILE", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert course.run_tests(tmp_path, ["-k", "x"]) == 3
+    assert commands.run_tests(tmp_path, ["-k", "x"]) == 3
     assert seen["command"][:6] == [
-        sys.executable, "-m", "pytest", "--nbmake", "notebooks", "tests",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbmake",
+        "notebooks",
+        "tests",
+    ]
     assert seen["command"][-2:] == ["-k", "x"]
     assert seen["cwd"] == tmp_path
     assert seen["env"]["COURSE_PROFILE"] == "cpu"
@@ -257,7 +262,7 @@ def test_the_test_command_runs_notebooks_and_tests_on_the_cpu_profile(
 @pytest.mark.parametrize("arguments", [[], ["walk"], ["run", "--slow"]])
 def test_a_wrong_command_line_is_refused(arguments, capsys):
     with pytest.raises(SystemExit):
-        course.main(arguments)
+        commands.main(arguments)
     assert "usage" in capsys.readouterr().err
 
 
@@ -265,6 +270,6 @@ def test_outside_a_clone_the_commands_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(places, "PACKAGE", tmp_path / "course_utils")
     monkeypatch.setattr(places, "repository", lambda: "https://github.com/a/b")
     with pytest.raises(FileNotFoundError, match="clone https://github.com/a/b"):
-        course.main(["run"])
+        commands.main(["run"])
     with pytest.raises(FileNotFoundError, match="data cards are missing"):
         places.data_cards()

@@ -16,8 +16,10 @@ from datasets import Dataset
 from tiny_llama import tiny_model, tiny_tokenizer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import chat, elsewhere, lab, models, orpo, places, profiles, records
-from course_utils.twin import tokenizer as twin_tokenizer
+from course_utils import chat, lab, models, orpo, recorded
+from course_utils.models.random_weights import tokenizer as twin_tokenizer
+from course_utils.publishing import elsewhere
+from course_utils.setup import places, profiles
 
 PROFILES = profiles.all_profiles()
 CARDS = ("t4", "l4", "a100")
@@ -50,8 +52,9 @@ def turn(role, content):
 def pair(*prompt, chosen="Paris.", rejected="It is Rome, of course, or so I heard."):
     """Turns by position: user, assistant, user, ...; a system message is a dict."""
     roles = iter(["user", "assistant"] * 3)
-    turns = [text if isinstance(text, dict) else turn(next(roles), text)
-             for text in prompt]  # fmt: skip
+    turns = [
+        text if isinstance(text, dict) else turn(next(roles), text) for text in prompt
+    ]
     return {
         "prompt": turns,
         "chosen": [turn("assistant", chosen)],
@@ -62,11 +65,16 @@ def pair(*prompt, chosen="Paris.", rejected="It is Rome, of course, or so I hear
 
 PAIRS = [
     pair("What is the capital of France?"),
-    pair(turn("system", "Be brief."), "Name three rivers.", "Rhine, Elbe.", " And? ",
-         chosen="The Danube, which is longer than the other two together.",
-         rejected="No."),
+    pair(
+        turn("system", "Be brief."),
+        "Name three rivers.",
+        "Rhine, Elbe.",
+        " And? ",
+        chosen="The Danube, which is longer than the other two together.",
+        rejected="No.",
+    ),
     pair("What is 47 + 38?", chosen=" It is 85. ", rejected="It is 75."),
-]  # fmt: skip
+]
 
 
 def both(profile, folder, pairs=PAIRS):
@@ -94,9 +102,10 @@ def notebook_call(name, having):
     ]
     keyword, expression = having
     (found,) = [
-        call for call in calls
+        call
+        for call in calls
         if keyword in call and ast.unparse(call[keyword]) == expression
-    ]  # fmt: skip
+    ]
     return found
 
 
@@ -155,14 +164,17 @@ def test_the_traps_are_named_above_the_keys_they_explain(tmp_path):
         before = written[tool][0].partition(f"\n{key}")[0]
         comment = re.search(r"(?:\n#[^\n]*)+$", before)[0].replace("\n# ", " ")
         assert reason in comment, key
-    assert all(len(line) <= 88 for text, _ in written.values() for line in
-               text.splitlines())  # fmt: skip
+    assert all(
+        len(line) <= 88 for text, _ in written.values() for line in text.splitlines()
+    )
     assert "&id" not in written["axolotl"][0]  # YAML's anchors confuse readers
 
 
 def test_llama_3_s_own_ids_are_trained_by_default(tmp_path):
-    names = [twin_tokenizer.special_tokens()[i - twin_tokenizer.BASE_TOKENS]
-             for i in elsewhere.LLAMA3_CONTROL_IDS]  # fmt: skip
+    names = [
+        twin_tokenizer.special_tokens()[i - twin_tokenizer.BASE_TOKENS]
+        for i in elsewhere.LLAMA3_CONTROL_IDS
+    ]
     assert names == ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     content = both(PROFILES["l4"], tmp_path)["axolotl"][1]
     rows = list(elsewhere.LLAMA3_CONTROL_IDS)
@@ -205,8 +217,11 @@ def test_llama_factory_rows_and_their_entry_agree(tmp_path):
     assert {"role_tag", "content_tag", "user_tag", "assistant_tag"} < set(tags)
     assert set(rows[0]["chosen"]) == {tags["role_tag"], tags["content_tag"]}
     assert [m["role"] for m in rows[1]["messages"]] == [
-        tags["system_tag"], tags["user_tag"], tags["assistant_tag"], tags["user_tag"],
-    ]  # fmt: skip
+        tags["system_tag"],
+        tags["user_tag"],
+        tags["assistant_tag"],
+        tags["user_tag"],
+    ]
     assert rows[1]["messages"][-1]["content"] == "And?"
     assert rows[1]["rejected"] == turn("assistant", "No.")
 
@@ -277,9 +292,15 @@ def table(tiny):
 def test_the_first_definition_is_trl_s(tiny, table, tmp_path):
     model, tokenizer = tiny
     config = ORPOConfig(
-        output_dir=str(tmp_path), max_length=200, beta=0.3, use_cpu=True, bf16=False,
-        report_to="none", remove_unused_columns=False, gradient_checkpointing=False,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        max_length=200,
+        beta=0.3,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        remove_unused_columns=False,
+        gradient_checkpointing=False,
+    )
     rows = Dataset.from_list(PAIRS).remove_columns("source")
     trainer = ORPOTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
     batch = trainer.data_collator(list(trainer.train_dataset))
@@ -345,7 +366,7 @@ def test_a_prompt_that_fills_max_length_is_refused(tiny):
 
 @pytest.fixture(scope="module")
 def record():
-    return records.load("elsewhere")
+    return recorded.load("elsewhere")
 
 
 def test_the_recorded_losses_follow_from_the_model_of_today(record):
@@ -387,4 +408,4 @@ def test_the_record_is_of_the_listed_versions_and_of_whole_runs(record):
         assert found["environment"]["other_version"] == {}
         assert found["tokens"]["same"] == found["tokens"]["written"] >= 200
         assert str(record["steps"]) in found["losses of the steps"]
-    assert orpo.IGNORED == -100  # the label both tools leave unscored
+    assert orpo.IGNORE_INDEX == -100  # the label both tools leave unscored

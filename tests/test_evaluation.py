@@ -9,9 +9,10 @@ from datasets import Dataset
 from scipy import stats
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import chat, evaluation, lab, mixing, world
+from course_utils import chat, evaluation, lab
+from course_utils.data import mixing, world
+from course_utils.data.world import tasks
 from course_utils.evaluation import scoring
-from course_utils.world import tasks
 
 PAIRS = world.test_pairs(2)
 PROMPTS = [pair["prompt"] for pair in PAIRS]

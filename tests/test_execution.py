@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from course_utils import execution, notebooks
+from course_utils.course import execution, notebooks
 
 
 def from_cells(*sources):

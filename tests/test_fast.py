@@ -14,7 +14,7 @@ from datasets import Dataset
 from fast_harness import (
     TRAINED_ROWS,
     WITH_PADDING,
-    assert_same_window,
+    assert_same_step,
     copy_trained,
     feature,
     gradient_error,
@@ -23,7 +23,7 @@ from fast_harness import (
     make_trainer,
     nf4_model,
     random_feature,
-    run_window,
+    run_step,
     text_rows,
     tokenizer,
     trained,
@@ -34,7 +34,7 @@ from tiny_llama import tiny_model
 from transformers import TrainerCallback
 from trl.experimental.orpo import ORPOTrainer
 
-from course_utils.fast import Levers, PackedORPOTrainer
+from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
 
 
 @functools.cache
@@ -67,8 +67,8 @@ def test_equals_trl_in_double_precision(
     sizes, seed, budget, tile, packing, shared_prefix, fused
 ):
     theirs, ours = both(torch.float64)
-    ours.undress()
-    ours.levers = Levers(
+    ours.unpatch()
+    ours.fast_config = FastTrainingConfig(
         token_budget=budget,
         head_tile=tile,
         packing=packing,
@@ -76,17 +76,17 @@ def test_equals_trl_in_double_precision(
         fused_lora=fused,
     )
     # TRL itself computes the odds in fp32, whatever the model computes in.
-    assert_same_window(theirs, ours, groups_of(sizes, seed))
+    assert_same_step(theirs, ours, groups_of(sizes, seed))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(windows, seeds, st.sampled_from([12, 1000]))
 def test_equals_trl_in_single_precision(sizes, seed, budget):
     theirs, ours = both(torch.float32)
-    ours.levers = replace(ours.levers, token_budget=budget)
+    ours.fast_config = replace(ours.fast_config, token_budget=budget)
     # TRL's own gradients in fp32 are up to 2.2e-6 away from those in fp64.
     groups = groups_of(sizes, seed)
-    assert_same_window(theirs, ours, groups, gradient_tolerance=5e-6)
+    assert_same_step(theirs, ours, groups, gradient_tolerance=5e-6)
 
 
 CASES = {
@@ -110,9 +110,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_equals_trl_in_corner_cases(case):
     theirs, ours = both(torch.float64)
-    ours.levers = Levers()
-    assert_same_window(theirs, ours, [[CASES[case]]])
-    assert_same_window(theirs, ours, [[CASES[case], *CASES.values()], [CASES[case]]])
+    ours.fast_config = FastTrainingConfig()
+    assert_same_step(theirs, ours, [[CASES[case]]])
+    assert_same_step(theirs, ours, [[CASES[case], *CASES.values()], [CASES[case]]])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -146,9 +146,9 @@ def test_a_batch_of_another_collator_is_packed_from_its_tensors(tmp_path):
 
 def test_logits_metrics_average_the_real_tokens():
     theirs, ours = both(torch.float64)
-    ours.levers = Levers()
+    ours.fast_config = FastTrainingConfig()
     group = [random_feature(random.Random(seed)) for seed in range(5)]
-    _, metrics, _ = run_window(ours, [group])
+    _, metrics, _ = run_step(ours, [group])
     for side in ("chosen", "rejected"):
         with torch.no_grad():
             logits = [
@@ -161,9 +161,9 @@ def test_logits_metrics_average_the_real_tokens():
 
 def test_logits_metrics_equal_trl_where_nothing_is_padded():
     theirs, ours = both(torch.float64)
-    ours.levers = Levers()
+    ours.fast_config = FastTrainingConfig()
     group = [feature([3, 4], [5, 6], [7, 8]), feature([1, 2], [2, 1], [9, 9])]
-    expected, found = (run_window(trainer, [group])[1] for trainer in (theirs, ours))
+    expected, found = (run_step(trainer, [group])[1] for trainer in (theirs, ours))
     for name in WITH_PADDING:
         assert found[name] == pytest.approx(expected[name], rel=1e-6)
 
@@ -195,8 +195,10 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile", [5, 512])
 def test_equals_trl_for_every_kind_of_model(tmp_path, kind, tile):
-    made = make_both(tmp_path, levers=Levers(head_tile=tile), **KINDS[kind])
-    assert_same_window(*made, groups_of([2, 3], seed=0))
+    made = make_both(
+        tmp_path, fast_config=FastTrainingConfig(head_tile=tile), **KINDS[kind]
+    )
+    assert_same_step(*made, groups_of([2, 3], seed=0))
 
 
 def test_equals_trl_with_the_adapter_switched_off(tmp_path):
@@ -216,11 +218,11 @@ def test_equals_trl_on_nf4_weights(tmp_path, fused):
     theirs, ours = make_both(
         tmp_path,
         make_model=lambda: nf4_model(tmp_path),
-        levers=Levers(fused_lora=fused),
+        fast_config=FastTrainingConfig(fused_lora=fused),
         dtype=torch.float32,
         peft_config=lora(),
     )
-    assert_same_window(theirs, ours, groups_of([2, 1], seed=0), gradient_tolerance=5e-6)
+    assert_same_step(theirs, ours, groups_of([2, 1], seed=0), gradient_tolerance=5e-6)
 
 
 @pytest.mark.parametrize("base", ["nf4", "bfloat16"])
@@ -243,7 +245,7 @@ def test_equals_trl_in_mixed_precision_within_its_rounding(tmp_path, base):
     )
     copy_trained(theirs.model, exact.model)
     (loss, _, gradients), (expected, _, rounded), (_, _, truth) = (
-        run_window(trainer, groups) for trainer in (ours, theirs, exact)
+        run_step(trainer, groups) for trainer in (ours, theirs, exact)
     )
     assert loss == pytest.approx(expected, rel=5e-3)
     assert all(g.isfinite().all() for g in gradients.values())
@@ -259,7 +261,7 @@ SETTINGS = {
     "lr_scheduler_type": "linear",
     "warmup_steps": 5,
     "max_grad_norm": 0.3,  # most steps are clipped
-    "gradient_accumulation_steps": 3,  # the last window of an epoch has one batch
+    "gradient_accumulation_steps": 3,  # an epoch's last step has one batch
     "logging_steps": 4,
     "max_steps": 50,
 }
@@ -374,14 +376,19 @@ def test_a_model_that_scales_its_logits_is_refused(tmp_path):
 
     model = GraniteForCausalLM(
         GraniteConfig(
-            vocab_size=len(tokenizer()), hidden_size=16, intermediate_size=32,
-            num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-            logits_scaling=8.0, pad_token_id=None,
+            vocab_size=len(tokenizer()),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            logits_scaling=8.0,
+            pad_token_id=None,
         )
-    )  # fmt: skip
+    )
     trainer = make_trainer(PackedORPOTrainer, tmp_path, model=model, dtype=None)
     with pytest.raises(ValueError, match="changes its head's logits"):
-        run_window(trainer, groups_of([1], seed=0))
+        run_step(trainer, groups_of([1], seed=0))
 
 
 def test_a_short_sliding_window_is_refused(tmp_path):
@@ -404,10 +411,14 @@ def test_data_parallel_in_one_process_is_refused(tmp_path):
 def test_two_processes_equal_trl(tmp_path):
     """DDP on the CPU: several rows a step, a different number in either process."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc_per_node=2", str(Path(__file__).parent / "fast_two_processes.py"),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(Path(__file__).parent / "helpers" / "fast_two_processes.py"),
         str(tmp_path),
-    ]  # fmt: skip
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
     theirs, ours, second = (

@@ -1,4 +1,4 @@
-"""The fast trainer's parts: head, LoRA, layers, attention, levers."""
+"""The fast trainer's parts: head, LoRA, layers, attention, fast_config."""
 
 import copy
 import itertools
@@ -11,13 +11,13 @@ import torch
 from bitsandbytes.optim import optimizer
 from datasets import Dataset
 from fast_harness import (
-    assert_same_window,
+    assert_same_step,
     lora,
     make_both,
     make_trainer,
     nf4_model,
     random_feature,
-    run_window,
+    run_step,
     text_rows,
     tokenizer,
     trained,
@@ -27,27 +27,28 @@ from tiny_llama import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from trl.experimental.orpo import ORPOTrainer
 
-from course_utils import memory, packing
-from course_utils.fast import (
-    Levers,
+from course_utils.models import memory
+from course_utils.training import packing
+from course_utils.training.fast import (
+    FastTrainingConfig,
     PackedORPOTrainer,
     attention,
+    config,
+    cpu_embedding,
     graphs,
     head,
     layers,
-    levers,
-    products,
-    table,
+    matmul,
     waits,
 )
-from course_utils.fast import lora as lora_layers
-from course_utils.fast import trainer as fast_trainer
-from course_utils.fast.lora import fused_forward
+from course_utils.training.fast import fused_lora as lora_layers
+from course_utils.training.fast import trainer as fast_trainer
+from course_utils.training.fast.fused_lora import fused_forward
 
 CPU = torch.device("cpu")
 
 
-def window(seed=0, sizes=(3, 2)):
+def step_groups(seed=0, sizes=(3, 2)):
     chance = random.Random(seed)
     return [[random_feature(chance) for _ in range(size)] for size in sizes]
 
@@ -73,7 +74,7 @@ class Watch(TorchDispatchMode):
 
 
 def test_there_are_never_more_rows_of_logits_than_a_tile(tmp_path):
-    trainer = packed_trainer(tmp_path, levers=Levers(head_tile=4))
+    trainer = packed_trainer(tmp_path, fast_config=FastTrainingConfig(head_tile=4))
     vocabulary = len(tokenizer())
     rows = set()
 
@@ -85,13 +86,13 @@ def test_there_are_never_more_rows_of_logits_than_a_tile(tmp_path):
             rows.add(out.numel() // vocabulary)
 
     with Watch(see):
-        run_window(trainer, window())
+        run_step(trainer, step_groups())
     assert max(rows) == 4
 
 
 def synchronisations(trainer):
     """Values that a training step fetches from the device, after the first step."""
-    batches = [trainer.data_collator(group) for group in window()]
+    batches = [trainer.data_collator(group) for group in step_groups()]
     fetched = []
 
     def see(name, _):
@@ -111,8 +112,8 @@ def synchronisations(trainer):
 
 def test_a_step_fetches_nothing_from_the_device(tmp_path):
     assert synchronisations(packed_trainer(tmp_path)) == 0
-    off = Levers(deferred_metrics=False)
-    assert synchronisations(packed_trainer(tmp_path, levers=off)) == 22
+    off = FastTrainingConfig(deferred_metrics=False)
+    assert synchronisations(packed_trainer(tmp_path, fast_config=off)) == 22
     theirs = make_trainer(ORPOTrainer, tmp_path, peft_config=lora())
     assert synchronisations(theirs) >= 22  # eleven metrics of two micro-batches
 
@@ -157,11 +158,11 @@ def test_generation_while_dressed_is_that_of_the_plain_model(tmp_path):
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     model = trainer.model.eval()
     plain = model.generate(input_ids=prompt, attention_mask=mask, **settings)
-    trainer.dress()
-    dressed = model.generate(input_ids=prompt, attention_mask=mask, **settings)
-    assert torch.equal(plain, dressed)
+    trainer.patch_model()
+    patched = model.generate(input_ids=prompt, attention_mask=mask, **settings)
+    assert torch.equal(plain, patched)
     logits = [model(prompt, attention_mask=mask).logits]
-    trainer.undress()
+    trainer.unpatch()
     logits.append(model(prompt, attention_mask=mask).logits)
     torch.testing.assert_close(*logits)
 
@@ -170,7 +171,7 @@ def test_generation_while_dressed_is_that_of_the_plain_model(tmp_path):
 
 
 def recomputed(trainer, groups):
-    """How often each decoder layer ran in a window of one row, forward and backward."""
+    """How often each decoder layer ran in a step of one row, forward and backward."""
     counts, hooks = [], []
     for number, layer in enumerate(trainer.model.get_base_model().model.layers):
         counts.append(0)
@@ -179,7 +180,7 @@ def recomputed(trainer, groups):
             counts[number] += 1
 
         hooks.append(layer.mlp.register_forward_pre_hook(count))
-    run_window(trainer, groups)
+    run_step(trainer, groups)
     for hook in hooks:
         hook.remove()
     return counts
@@ -192,32 +193,38 @@ def test_checkpointing_follows_the_configuration(tmp_path):
             trainer.model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
-        assert recomputed(trainer, window()) == [1 + wanted] * 2
+        assert recomputed(trainer, step_groups()) == [1 + wanted] * 2
 
 
 def test_as_many_layers_keep_their_activations_as_fit(tmp_path):
-    groups = window()
+    groups = step_groups()
     tokens = sum(
         packing.packed_length(packing.pair_from_row(r)) for g in groups for r in g
     )
-    trainer = packed_trainer(tmp_path, levers=Levers(activation_gib=0))
+    trainer = packed_trainer(tmp_path, fast_config=FastTrainingConfig(activation_gib=0))
     assert recomputed(trainer, groups) == [2, 2]
-    trainer = packed_trainer(tmp_path, levers=Levers(activation_gib=1e-9))
+    trainer = packed_trainer(
+        tmp_path, fast_config=FastTrainingConfig(activation_gib=1e-9)
+    )
     assert recomputed(trainer, groups) == [1, 2]  # the first layer is measured
     assert recomputed(trainer, groups) == [2, 2]
     one_layer = trainer._layers._bytes_per_token * tokens
     for share, expected in ((0.9, [2, 2]), (1.5, [1, 2]), (2.1, [1, 1])):
         gib = share * one_layer / layers.GIB
-        trainer = packed_trainer(tmp_path, levers=Levers(activation_gib=gib))
-        run_window(trainer, groups)
+        trainer = packed_trainer(
+            tmp_path, fast_config=FastTrainingConfig(activation_gib=gib)
+        )
+        run_step(trainer, groups)
         assert recomputed(trainer, groups) == expected
 
 
 @pytest.mark.parametrize("gib", [0, 1e-6, 1])
 def test_checkpointing_changes_no_result(tmp_path, gib):
-    made = make_both(tmp_path, peft_config=lora(), levers=Levers(activation_gib=gib))
+    made = make_both(
+        tmp_path, peft_config=lora(), fast_config=FastTrainingConfig(activation_gib=gib)
+    )
     for seed in range(2):
-        assert_same_window(*made, window(seed))
+        assert_same_step(*made, step_groups(seed))
 
 
 def test_saved_bytes_counts_what_backward_needs_but_no_weights():
@@ -232,9 +239,11 @@ def test_saved_bytes_counts_what_backward_needs_but_no_weights():
 
 
 def test_activations_may_fill_what_the_calculator_leaves(tmp_path, monkeypatch):
-    auto = Levers(activation_gib="auto")
-    trainer = packed_trainer(tmp_path, levers=auto, dtype=torch.float32)
-    assert trainer.levers.activation_gib is None  # no GPU: as the configuration says
+    auto = FastTrainingConfig(activation_gib="auto")
+    trainer = packed_trainer(tmp_path, fast_config=auto, dtype=torch.float32)
+    assert (
+        trainer.fast_config.activation_gib is None
+    )  # no GPU: as the configuration says
     card = types.SimpleNamespace(total_memory=8 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(
@@ -271,7 +280,9 @@ def four_layers():
 def test_flex_attention_equals_trl(tmp_path, flex_on_cpu):
     theirs, ours = make_both(tmp_path, make_model=four_layers, peft_config=lora())
     ours.attention = "flex"
-    assert_same_window(theirs, ours, window(sizes=[9, 6]))  # two blocks of 128 tokens
+    assert_same_step(
+        theirs, ours, step_groups(sizes=[9, 6])
+    )  # two blocks of 128 tokens
 
 
 @pytest.mark.parametrize(("gib", "graphs"), [(None, 1), (0, 1), (1e-9, 2)])
@@ -279,13 +290,15 @@ def test_compiled_layers_share_their_graphs_and_equal_trl(
     tmp_path, flex_on_cpu, gib, graphs
 ):
     theirs, ours = make_both(
-        tmp_path, make_model=four_layers, peft_config=lora(),
-        levers=Levers(activation_gib=gib),
-    )  # fmt: skip
+        tmp_path,
+        make_model=four_layers,
+        peft_config=lora(),
+        fast_config=FastTrainingConfig(activation_gib=gib),
+    )
     ours.attention, ours.compile_layers = "flex", "aot_eager"
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    assert_same_window(theirs, ours, window())
+    assert_same_step(theirs, ours, step_groups())
     counters = torch._dynamo.utils.counters
     # One for layers that keep what backward needs, one for those that do not, and the
     # head's.
@@ -370,14 +383,16 @@ def flash_kernel_on_cpu():
 @pytest.mark.parametrize("gib", [None, 0])
 def test_compiled_layers_with_sequences_equal_trl(tmp_path, flash_kernel_on_cpu, gib):
     theirs, ours = make_both(
-        tmp_path, make_model=four_layers, peft_config=lora(),
-        levers=Levers(activation_gib=gib),
-    )  # fmt: skip
+        tmp_path,
+        make_model=four_layers,
+        peft_config=lora(),
+        fast_config=FastTrainingConfig(activation_gib=gib),
+    )
     ours.attention, ours.compile_layers = "varlen", "aot_eager"
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for seed in range(2):
-        assert_same_window(theirs, ours, window(seed, sizes=[9, 6]))
+        assert_same_step(theirs, ours, step_groups(seed, sizes=[9, 6]))
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 1 + 1  # the layers', the head's
     assert not counters["graph_break"]
@@ -386,12 +401,15 @@ def test_compiled_layers_with_sequences_equal_trl(tmp_path, flash_kernel_on_cpu,
 @pytest.mark.parametrize("gib", [None, 0])
 def test_compiled_layers_on_nf4_weights_equal_trl(tmp_path, flash_kernel_on_cpu, gib):
     theirs, ours = make_both(
-        tmp_path, make_model=lambda: nf4_model(tmp_path), dtype=torch.float32,
-        peft_config=lora(), levers=Levers(activation_gib=gib),
-    )  # fmt: skip
+        tmp_path,
+        make_model=lambda: nf4_model(tmp_path),
+        dtype=torch.float32,
+        peft_config=lora(),
+        fast_config=FastTrainingConfig(activation_gib=gib),
+    )
     ours.attention, ours.compile_layers = "varlen", "aot_eager"
     for seed in range(2):
-        assert_same_window(theirs, ours, window(seed), 1e-5, 1e-4)
+        assert_same_step(theirs, ours, step_groups(seed), 1e-5, 1e-4)
 
 
 @pytest.mark.parametrize("bits", [4, 64])
@@ -400,13 +418,17 @@ def test_a_compiled_layer_computes_again_only_what_backward_needs(
 ):
     model = four_layers() if bits == 64 else nf4_model(tmp_path, num_hidden_layers=4)
     ours = make_trainer(
-        PackedORPOTrainer, tmp_path, model=model, peft_config=lora(),
-        dtype=model.dtype, levers=Levers(activation_gib=0),
-    )  # fmt: skip
+        PackedORPOTrainer,
+        tmp_path,
+        model=model,
+        peft_config=lora(),
+        dtype=model.dtype,
+        fast_config=FastTrainingConfig(activation_gib=0),
+    )
     ours.attention, ours.compile_layers = "varlen", "aot_eager"
-    run_window(ours, window())
+    run_step(ours, step_groups())
     with torch.autograd.profiler.profile() as log:
-        run_window(ours, window())
+        run_step(ours, step_groups())
     calls = {event.key: event.count for event in log.key_averages()}
     # Seven matrices; but the layer's output is there already, so that nobody needs the
     # last product again.
@@ -417,12 +439,14 @@ def test_a_compiled_layer_computes_again_only_what_backward_needs(
 
 def test_sequences_of_different_lengths_equal_trl(tmp_path, flash_on_cpu):
     theirs, ours = make_both(
-        tmp_path, make_model=four_layers, peft_config=lora(),
-        levers=Levers(activation_gib=0),
-    )  # fmt: skip
+        tmp_path,
+        make_model=four_layers,
+        peft_config=lora(),
+        fast_config=FastTrainingConfig(activation_gib=0),
+    )
     ours.attention = "varlen"
     for seed in range(4):
-        assert_same_window(theirs, ours, window(seed, sizes=[9, 6]))
+        assert_same_step(theirs, ours, step_groups(seed, sizes=[9, 6]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -438,18 +462,21 @@ def test_recording_compiles_nothing(tmp_path, flash_kernel_on_cpu, monkeypatch, 
     monkeypatch.setattr(graphs.RowGraphs, "record", counting)
     monkeypatch.setattr(graphs.RowGraphs.__init__, "__defaults__", (Replayed,))
     ours = make_trainer(
-        PackedORPOTrainer, tmp_path,
+        PackedORPOTrainer,
+        tmp_path,
         model=nf4_model(tmp_path, dtype, num_hidden_layers=4),
-        dtype=None, bf16=dtype == torch.bfloat16, peft_config=lora(train_rows=False),
-        levers=Levers(
+        dtype=None,
+        bf16=dtype == torch.bfloat16,
+        peft_config=lora(train_rows=False),
+        fast_config=FastTrainingConfig(
             token_budget=300, activation_gib=0.0015 * dtype.itemsize / 4
         ),
         gradient_checkpointing=True,
-    )  # fmt: skip
+    )
     ours.attention, ours.compile_layers, ours.cuda_graphs = "varlen", "aot_eager", True
     torch._dynamo.reset()
     counted.clear()
-    run_window(on_the_cpu(ours), window(sizes=[5, 6]))
+    run_step(on_the_cpu(ours), step_groups(sizes=[5, 6]))
     assert ours._layers._keeping == 2  # both kinds of layers took part
     assert before and set(before) == {counted["unique_graphs"]}
 
@@ -457,29 +484,40 @@ def test_recording_compiles_nothing(tmp_path, flash_kernel_on_cpu, monkeypatch, 
 @pytest.mark.parametrize(("budget", "lengths"), [(600, 5), (60, 1)])
 def test_replayed_rows_equal_trl(tmp_path, flash_on_cpu, budget, lengths):
     theirs, ours = make_both(
-        tmp_path, make_model=four_layers, peft_config=lora(),
-        levers=Levers(token_budget=budget),
-    )  # fmt: skip
+        tmp_path,
+        make_model=four_layers,
+        peft_config=lora(),
+        fast_config=FastTrainingConfig(token_budget=budget),
+    )
     ours.attention, ours.cuda_graphs = "varlen", True
     for seed in range(4):
-        assert_same_window(theirs, ours, window(seed, sizes=[5, 6]))
+        assert_same_step(theirs, ours, step_groups(seed, sizes=[5, 6]))
     # Recordings of 128, 256 ... 640 tokens, or of as many as the budget lets be, serve
     # rows of any content...
     assert Replayed.made == lengths
     # ... but not steps that consist of another number of micro-batches.
     for seed in range(2):
-        assert_same_window(theirs, ours, window(seed, sizes=[5, 6, 2]))
+        assert_same_step(theirs, ours, step_groups(seed, sizes=[5, 6, 2]))
     assert Replayed.made == lengths + 1
 
 
 def test_training_and_evaluation_with_replayed_rows_equal_trl(tmp_path, flash_on_cpu):
     settings = {
-        "peft_config": lora(), "eval_dataset": Dataset.from_list(text_rows(3)),
-        "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1,
-        "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "rows": 12,
-    }  # fmt: skip
+        "peft_config": lora(),
+        "eval_dataset": Dataset.from_list(text_rows(3)),
+        "max_steps": 5,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "logging_steps": 1,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "rows": 12,
+    }
     theirs, ours = make_both(
-        tmp_path, make_model=four_layers, levers=Levers(token_budget=256), **settings
+        tmp_path,
+        make_model=four_layers,
+        fast_config=FastTrainingConfig(token_budget=256),
+        **settings,
     )
     ours.attention, ours.cuda_graphs = "varlen", True
     logs = []
@@ -528,7 +566,9 @@ def test_the_optimizer_waits_for_the_gpu_only_if_it_must_not_run_ahead(
         optimizer.Optimizer8bit, "prefetch_state", lambda _, p: fetched.append(p)
     )
     settings = {"optim": "paged_adamw_8bit", "max_steps": 2, "dtype": torch.float32}
-    trainer = packed_trainer(tmp_path, levers=Levers(run_ahead=ahead), **settings)
+    trainer = packed_trainer(
+        tmp_path, fast_config=FastTrainingConfig(run_ahead=ahead), **settings
+    )
     assert trainer.accelerator.non_blocking is ahead
     trainer.train()
     tensors = len(trained(trainer.model))
@@ -609,13 +649,15 @@ def on_the_cpu(trainer):
 @pytest.mark.parametrize("recorded", [True, False])
 def test_embeddings_on_the_cpu_equal_trl(tmp_path, flash_on_cpu, rows, recorded):
     theirs, ours = make_both(
-        tmp_path, make_model=four_layers, peft_config=lora(train_rows=rows),
+        tmp_path,
+        make_model=four_layers,
+        peft_config=lora(train_rows=rows),
         gradient_checkpointing=True,  # asks the embeddings for gradients
-    )  # fmt: skip
+    )
     ours.attention, ours.cuda_graphs = "varlen", recorded
     on_the_cpu(ours)
     for seed in range(3):
-        assert_same_window(theirs, ours, window(seed, sizes=[5, 6]))
+        assert_same_step(theirs, ours, step_groups(seed, sizes=[5, 6]))
 
 
 def test_a_model_can_be_asked_while_its_embeddings_are_on_the_cpu(tmp_path):
@@ -625,11 +667,11 @@ def test_a_model_can_be_asked_while_its_embeddings_are_on_the_cpu(tmp_path):
     weight = layer.token_adapter.base_layer.weight
     expected, generated = layer(ids), trainer.model.generate(ids, max_new_tokens=3)
     before = weight.data_ptr()
-    trainer.dress()
+    trainer.patch_model()
     assert "forward" in layer.__dict__
     assert torch.equal(layer(ids), expected)
     assert torch.equal(trainer.model.generate(ids, max_new_tokens=3), generated)
-    trainer.undress()
+    trainer.unpatch()
     assert "forward" not in layer.__dict__ and torch.equal(layer(ids), expected)
     assert weight.data_ptr() == before  # here, where nothing has to move
 
@@ -638,7 +680,7 @@ def test_embeddings_move_where_they_can(tmp_path):
     def found(**settings):
         settings = {"peft_config": lora()} | settings
         trainer = make_trainer(PackedORPOTrainer, tmp_path, **settings)
-        reasons = table.obstacles(trainer)
+        reasons = cpu_embedding.obstacles(trainer)
         reasons.pop("there is no CUDA GPU")
         return [reason for reason, applies in reasons.items() if applies]
 
@@ -649,7 +691,7 @@ def test_embeddings_move_where_they_can(tmp_path):
     same = ["the output head is the same matrix"]
     assert found(model=tied, peft_config=lora(train_rows=False)) == same
     with pytest.raises(ValueError, match="embeddings_on_cpu=True cannot be: there is"):
-        packed_trainer(tmp_path, levers=Levers(embeddings_on_cpu=True))
+        packed_trainer(tmp_path, fast_config=FastTrainingConfig(embeddings_on_cpu=True))
 
 
 def test_embedding_with_trained_rows_equals_peft():
@@ -752,18 +794,22 @@ def test_adapters_rounded_once_a_row_change_no_result(
     found = []
     for once in (True, False):
         ours = make_trainer(
-            PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path, torch.bfloat16),
-            dtype=None, bf16=True, peft_config=lora(train_rows=False),
-            levers=Levers(token_budget=60, activation_gib=gib),
-        )  # fmt: skip
+            PackedORPOTrainer,
+            tmp_path,
+            model=nf4_model(tmp_path, torch.bfloat16),
+            dtype=None,
+            bf16=True,
+            peft_config=lora(train_rows=False),
+            fast_config=FastTrainingConfig(token_budget=60, activation_gib=gib),
+        )
         ours.attention, ours.compile_layers = "varlen", compiled
-        ours.dress()
+        ours.patch_model()
         ours._layers._round_once = once
-        results = [run_window(ours, window())]
+        results = [run_step(ours, step_groups())]
         with torch.no_grad():  # as an optimizer would
             for parameter in trained(ours.model).values():
                 parameter.mul_(1.5)
-        found.append([*results, run_window(ours, window(1))])
+        found.append([*results, run_step(ours, step_groups(1))])
         assert not any(ours._layers._rounded._held.values())
     assert rounded and set(rounded) == {2 * len(lora_modules(ours.model))}
     for with_copies, without in zip(*found, strict=True):
@@ -774,11 +820,15 @@ def test_adapters_rounded_once_a_row_change_no_result(
 
 def test_a_loss_over_several_rows_keeps_each_row_s_rounded_adapters(tmp_path):
     ours = make_trainer(
-        PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path, torch.bfloat16),
-        dtype=None, bf16=True, peft_config=lora(train_rows=False),
-        levers=Levers(token_budget=60),
-    )  # fmt: skip
-    (group,) = window(sizes=[6])
+        PackedORPOTrainer,
+        tmp_path,
+        model=nf4_model(tmp_path, torch.bfloat16),
+        dtype=None,
+        bf16=True,
+        peft_config=lora(train_rows=False),
+        fast_config=FastTrainingConfig(token_budget=60),
+    )
+    (group,) = step_groups(sizes=[6])
     batch = ours.data_collator(group)
     assert len(ours._pack([fast_trainer._pairs(batch)])) > 1
     found = {}
@@ -803,18 +853,18 @@ def test_products_in_one_step_equal_products_in_several(dtype):
         for shape in ((30, 4), (4, 20), (30, 64), (64, 20), (20,))
     )
     torch.testing.assert_close(
-        products.scaled(left, matrix, 0.3), left @ matrix * 0.3, rtol=0.02, atol=0.02
+        matmul.scaled(left, matrix, 0.3), left @ matrix * 0.3, rtol=0.02, atol=0.02
     )
     truth = small.double() @ right.double() + left.double() @ matrix.double()
     tolerance = 4 * torch.finfo(dtype).eps
     for found, expected in (
-        (products.added(small, right, left, matrix), truth),
-        (products.added(small, right, left, matrix, bias), truth + bias.double()),
+        (matmul.added(small, right, left, matrix), truth),
+        (matmul.added(small, right, left, matrix, bias), truth + bias.double()),
     ):
         assert found.dtype == dtype
         error = (found.double() - expected).abs().max() / expected.abs().max()
         assert error < tolerance
-    assert products.in_dtype(left, matrix, torch.float32).dtype == torch.float32
+    assert matmul.in_dtype(left, matrix, torch.float32).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["plain", "bias", "4 bit"])
@@ -866,16 +916,19 @@ def test_what_a_small_adapter_changes_survives_rounding(kind):
 
 def test_weights_rearranged_for_inference_are_not_trained(tmp_path):
     trainer = make_trainer(
-        PackedORPOTrainer, tmp_path, model=nf4_model(tmp_path), dtype=torch.float32,
+        PackedORPOTrainer,
+        tmp_path,
+        model=nf4_model(tmp_path),
+        dtype=torch.float32,
         peft_config=lora(train_rows=False),
-    )  # fmt: skip
-    run_window(trainer, window())
+    )
+    run_step(trainer, step_groups())
     for module in trainer.model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             # What bitsandbytes notes when it does so, on CPUs with avx512bf16.
             module.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(ValueError, match="gradients no longer pass .* Load the model"):
-        run_window(trainer, window())
+        run_step(trainer, step_groups())
 
 
 def test_other_kinds_of_layers_are_not_fused():
@@ -884,12 +937,12 @@ def test_other_kinds_of_layers_are_not_fused():
     assert fused_forward(model, None) is None
 
 
-# ---- levers ----
+# ---- fast_config ----
 
 
 def test_the_attention_fits_the_machine():
-    fitting = levers._fitting_attention
-    assert levers.choose_attention("auto", CPU, torch.bfloat16)[0] == "sdpa"
+    fitting = config._fitting_attention
+    assert config.choose_attention("auto", CPU, torch.bfloat16)[0] == "sdpa"
     assert fitting((8, 0), True, torch.bfloat16)[0] == "varlen"
     assert fitting((8, 0), False, torch.float16)[0] == "varlen"
     assert fitting((8, 0), True, torch.float32)[0] == "flex"
@@ -899,48 +952,48 @@ def test_the_attention_fits_the_machine():
     assert (name, "triton" in reason) == ("sdpa", True)
     for wanted in ("flex", "varlen"):
         with pytest.raises(ValueError, match="needs a CUDA GPU, this device is cpu"):
-            levers.choose_attention(wanted, CPU, torch.bfloat16)
+            config.choose_attention(wanted, CPU, torch.bfloat16)
     with pytest.raises(ValueError, match="'varlen' computes in 16 bit"):
-        levers.choose_attention("varlen", torch.device("cuda"), torch.float32)
+        config.choose_attention("varlen", torch.device("cuda"), torch.float32)
 
 
 def test_triton_decodes_where_there_is_a_gpu_and_triton(monkeypatch):
     gpu, has = torch.device("cuda"), [object()]
-    monkeypatch.setattr(levers.importlib.util, "find_spec", lambda _: has[0])
-    assert levers.choose_decode("auto", gpu) == (True, "one pass over a matrix")
-    assert levers.choose_decode(False, gpu) == (False, "as asked")
-    assert levers.choose_decode("auto", CPU) == (False, "there is no CUDA GPU")
+    monkeypatch.setattr(config.importlib.util, "find_spec", lambda _: has[0])
+    assert config.choose_decode("auto", gpu) == (True, "one pass over a matrix")
+    assert config.choose_decode(False, gpu) == (False, "as asked")
+    assert config.choose_decode("auto", CPU) == (False, "there is no CUDA GPU")
     has[0] = None
-    assert levers.choose_decode("auto", gpu) == (False, "triton is not installed")
+    assert config.choose_decode("auto", gpu) == (False, "triton is not installed")
     with pytest.raises(ValueError, match="triton_decode=True cannot be: triton is not"):
-        levers.choose_decode(True, gpu)
+        config.choose_decode(True, gpu)
 
 
 def test_layers_are_compiled_where_it_pays():
     gpu = torch.device("cuda")
-    has_triton = levers.choose_compile("auto", "flex", gpu)
+    has_triton = config.choose_compile("auto", "flex", gpu)
     assert has_triton[0] is True or "triton is not installed" in has_triton[1]
-    assert levers.choose_compile(True, "varlen", gpu)[0] is True
-    assert levers.choose_compile("auto", "sdpa", gpu)[0] is False
-    assert levers.choose_compile("auto", "sdpa", CPU)[0] is False
-    assert levers.choose_compile(False, "flex", gpu)[0] is False
+    assert config.choose_compile(True, "varlen", gpu)[0] is True
+    assert config.choose_compile("auto", "sdpa", gpu)[0] is False
+    assert config.choose_compile("auto", "sdpa", CPU)[0] is False
+    assert config.choose_compile(False, "flex", gpu)[0] is False
     with pytest.raises(ValueError, match="compile_layers needs attention='varlen' or"):
-        levers.choose_compile(True, "sdpa", CPU)
+        config.choose_compile(True, "sdpa", CPU)
 
 
 def test_rows_are_recorded_where_it_can_be(tmp_path):
-    assert levers.choose_graphs("auto", "varlen", {"a": False})[0] is True
-    assert levers.choose_graphs(False, "varlen", {}) == (False, "as asked")
-    assert levers.choose_graphs("auto", "flex", {})[0] is False
-    assert levers.choose_graphs("auto", "varlen", {"b": True}) == (False, "b")
+    assert config.choose_graphs("auto", "varlen", {"a": False})[0] is True
+    assert config.choose_graphs(False, "varlen", {}) == (False, "as asked")
+    assert config.choose_graphs("auto", "flex", {})[0] is False
+    assert config.choose_graphs("auto", "varlen", {"b": True}) == (False, "b")
     with pytest.raises(ValueError, match="cuda_graphs=True cannot be: .*; no CUDA"):
-        levers.choose_graphs(True, "sdpa", {"no CUDA": True})
+        config.choose_graphs(True, "sdpa", {"no CUDA": True})
     trainer = make_trainer(PackedORPOTrainer, tmp_path, peft_config=lora())
     assert graphs.obstacles(trainer)["dropout draws other numbers each time"] is False
     with_dropout = get_peft_model(tiny_model(20), lora(lora_dropout=0.1))
     assert graphs.draws(with_dropout)
     with pytest.raises(ValueError, match="there is no CUDA GPU"):
-        packed_trainer(tmp_path, levers=Levers(cuda_graphs=True))
+        packed_trainer(tmp_path, fast_config=FastTrainingConfig(cuda_graphs=True))
 
 
 @pytest.mark.parametrize(
@@ -954,4 +1007,4 @@ def test_rows_are_recorded_where_it_can_be(tmp_path):
 )
 def test_a_wrong_lever_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Levers(**settings)
+        FastTrainingConfig(**settings)

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from course_utils import hygiene, notebooks, pages, places
+from course_utils.course import notebook_lint, notebooks, pages
+from course_utils.setup import places
 
 ROOT = places.checkout()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -158,11 +159,17 @@ def test_a_wheel_carries_code_data_and_cards(tmp_path):
         assert missing == [], "add their ending to pyproject.toml's package-data"
 
     # The unpacked wheel comes before the clone: what it says is what users will see.
-    ask = "from course_utils import places as p; print(p.data_cards(), p.repository())"
+    ask = (
+        "from course_utils.setup import places as p; "
+        "print(p.data_cards(), p.repository())"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", ask],
-        cwd=unpacked, check=True, capture_output=True, text=True,
-    ).stdout.split()  # fmt: skip
+        cwd=unpacked,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
     assert answer == [
         str((unpacked / "course_utils" / "data_cards").resolve()),
         places.repository(),
@@ -194,7 +201,7 @@ def test_the_readme_has_the_current_map_of_notebooks():
 
 
 def test_the_house_has_one_width():
-    assert PYPROJECT["tool"]["ruff"]["line-length"] == hygiene.MAX_WIDTH
+    assert PYPROJECT["tool"]["ruff"]["line-length"] == notebook_lint.MAX_WIDTH
 
 
 @pytest.mark.parametrize(

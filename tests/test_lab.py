@@ -10,16 +10,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from course_utils import (
-    chat,
-    evaluation,
-    lab,
-    mixing,
-    profiles,
-    records,
-    sources,
-    world,
-)
+from course_utils import chat, evaluation, lab, recorded
+from course_utils.data import mixing, sources, world
+from course_utils.setup import profiles
 
 MEASURES = ("chosen", "rejected", "accuracy")
 
@@ -57,7 +50,7 @@ def test_the_checkpoint_is_small_and_bf16():
 
 def test_it_says_how_it_was_made():
     made = json.loads((lab.BASE_MODEL / "pretraining.json").read_text())
-    assert made["command"] == "python -m course_utils.pretrain"
+    assert made["command"] == "python -m course_utils.lab.pretraining"
     curve = made["loss_curve"]
     assert curve[-1][0] == made["steps"]
     assert curve[0][1] > 2 * curve[-1][1]
@@ -106,7 +99,7 @@ def test_all_training_pairs_fit_the_lab_s_length(base, mix):
 
 def test_a_missing_base_says_how_to_get_it(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"git.*python -m course_utils.pretrain"
+        FileNotFoundError, match=r"git.*python -m course_utils.lab.pretraining"
     ):
         lab.load_base(tmp_path)
 
@@ -160,9 +153,16 @@ def test_one_run_of_the_sweep(mix, monkeypatch):
     short = partial(evaluation.generate, max_new_tokens=8)
     monkeypatch.setattr(evaluation, "generate", short)
     job = {
-        "name": "x", "method": "orpo", "chat": "llama3", "lora_rank": 4,
-        "train_tokens": True, "steps": 2, "learning_rate": 1e-3, "beta": 0.5, "seed": 0,
-    }  # fmt: skip
+        "name": "x",
+        "method": "orpo",
+        "chat": "llama3",
+        "lora_rank": 4,
+        "train_tokens": True,
+        "steps": 2,
+        "learning_rate": 1e-3,
+        "beta": 0.5,
+        "seed": 0,
+    }
     result = lab.run(job)
     assert job.items() <= result.items()
     assert (result["n"], len(result["preferred"])) == (7, 7)
@@ -173,7 +173,7 @@ def test_one_run_of_the_sweep(mix, monkeypatch):
 
 # --- the recorded findings ----------------------------------------------------------
 
-RECORD = records.load("lab_findings")
+RECORD = recorded.load("lab_findings")
 NAMES = sorted({run["name"] for run in RECORD["runs"]})
 TRAINED = [name for name in NAMES if not name.startswith("base")]
 
@@ -188,21 +188,21 @@ def sampled(part):
 
 def test_the_record_is_of_the_sweep_in_the_code():
     code = [job for stage in lab.jobs(3, "folder") for job in stage]
-    recorded = {(run["name"], run["seed"]): run for run in RECORD["runs"]}
-    assert len(recorded) == len(RECORD["runs"]) == len(code)
+    kept = {(run["name"], run["seed"]): run for run in RECORD["runs"]}
+    assert len(kept) == len(RECORD["runs"]) == len(code)
     for job in code:
-        run = recorded[job["name"], job["seed"]]
+        run = kept[job["name"], job["seed"]]
         for key in job.keys() - {"base", "save"}:
             assert run[key] == job[key], (job["name"], key)
 
 
 def test_the_record_of_sources_left_out_is_of_the_sweep_in_the_code():
     (code,) = lab.leave_one_out_jobs(3, "folder")
-    record = records.load("leave_one_out")
-    recorded = {(run["name"], run["seed"]): run for run in record["runs"]}
-    assert len(recorded) == len(record["runs"]) == len(code) == 24
+    record = recorded.load("leave_one_out")
+    kept = {(run["name"], run["seed"]): run for run in record["runs"]}
+    assert len(kept) == len(record["runs"]) == len(code) == 24
     for job in code:
-        run = recorded[job["name"], job["seed"]]
+        run = kept[job["name"], job["seed"]]
         for key in job.keys() - {"base"}:
             assert run[key] == job[key], (job["name"], key)
         assert run["n"] == 420 == len(run["sampled"]["good_bits"])
@@ -288,7 +288,7 @@ def test_dpo_after_sft_separates_too():
 @pytest.mark.parametrize("record", ["lab_float32_orpo", "lab_float32_sft"])
 def test_bf16_storage_changes_no_finding(record):
     """The base in float32 and the shipped one differ by no more than seeds do."""
-    runs = records.load(record)["runs"]
+    runs = recorded.load(record)["runs"]
     names = Counter(run["name"] for run in runs)
     assert set(names.values()) == {3} and len(names) >= 3
     for name in names:
@@ -296,16 +296,23 @@ def test_bf16_storage_changes_no_finding(record):
         bf16 = lab.recorded(name)
         for measure in (*MEASURES, "sampled", "greedy"):
             first, second = (
-                np.array([r[measure]["good"] if measure in ("sampled", "greedy")
-                          else r[measure] for r in group])
+                np.array(
+                    [
+                        r[measure]["good"]
+                        if measure in ("sampled", "greedy")
+                        else r[measure]
+                        for r in group
+                    ]
+                )
                 for group in (float32, bf16)
-            )  # fmt: skip
+            )
             # Three seeds a side: 4.3 standard errors of the difference are 95 %
             # at two degrees of freedom. 0.01 is what 420 prompts resolve.
             spread = np.sqrt((first.var(ddof=1) + second.var(ddof=1)) / 3)
             assert abs(first.mean() - second.mean()) < max(0.01, 4.3 * spread), (
-                name, measure
-            )  # fmt: skip
+                name,
+                measure,
+            )
 
 
 # --- reading the record -------------------------------------------------------------
@@ -350,7 +357,7 @@ def test_the_recorded_findings_do_not_rest_on_questions_that_training_asks(mix):
     new = [mixing.questions(p) not in trained for p in mix.evaluation["prompt"]]
     new = np.array(new)
     assert new.sum() == 401
-    for run in records.load("lab_findings")["runs"]:
+    for run in recorded.load("lab_findings")["runs"]:
         for bits in (
             run["preferred"],
             *(run[way]["good_bits"] for way in ("sampled", "greedy")),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from course_utils import lab, mixing
+from course_utils import lab
+from course_utils.data import mixing
 from course_utils.lab import costs
 
 

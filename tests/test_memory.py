@@ -9,9 +9,11 @@ from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils import memory, models, profiles
-from course_utils.memory import activations, step, weights
-from course_utils.twin.checkpoint import config_of
+from course_utils import models
+from course_utils.models import memory
+from course_utils.models.memory import activations, step, weights
+from course_utils.models.random_weights.checkpoint import config_of
+from course_utils.setup import profiles
 
 LLAMA3 = config_of("llama3-8b")
 # On the CPU TRL's Triton kernel does not run, and packed rows take SDPA.
@@ -115,9 +117,13 @@ def test_llama_3_8b_is_counted_as_it_is_published():
 
 def test_embeddings_on_the_cpu_take_nothing_of_the_gpu():
     config = LlamaConfig(
-        hidden_size=4096, intermediate_size=14336, num_hidden_layers=2,
-        vocab_size=128_256, num_attention_heads=32, num_key_value_heads=8,
-    )  # fmt: skip
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=2,
+        vocab_size=128_256,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
     fast = memory.Settings(trainer="fast")
     away = replace(fast, embeddings_on_cpu=True)
     saved = (
@@ -134,8 +140,9 @@ def test_tied_tables_count_once():
     assert counts["total"] == model.num_parameters()
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adamw_torch", torch.optim.AdamW),
-                                            ("adamw_8bit", AdamW8bit)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adamw_torch", torch.optim.AdamW), ("adamw_8bit", AdamW8bit)]
+)
 def test_optimizer_state_is_what_the_optimizer_keeps(name, kind):
     matrix = torch.nn.Parameter(torch.randn(512, 256))
     optimizer = kind([matrix], lr=1e-3)
@@ -146,7 +153,7 @@ def test_optimizer_state_is_what_the_optimizer_keeps(name, kind):
     got = sum(
         v.nbytes for k, v in state.items() if k not in shared and torch.is_tensor(v)
     )
-    from course_utils.memory.settings import OPTIMIZERS
+    from course_utils.models.memory.settings import OPTIMIZERS
 
     assert got == OPTIMIZERS[name] * matrix.numel()
 
@@ -226,14 +233,16 @@ def test_parts_sum_to_the_peak_and_five_groups_lose_nothing():
         ({"length": 512}, {"length": 1024}),
         ({"checkpointing": True}, {"checkpointing": False}),
         ({"trainer": "fast"}, {"trainer": "stock"}),
-        ({"trainer": "fast", "head_tile": 128, "checkpointing": False},
-         {"trainer": "fast", "head_tile": None, "checkpointing": False}),
+        (
+            {"trainer": "fast", "head_tile": 128, "checkpointing": False},
+            {"trainer": "fast", "head_tile": None, "checkpointing": False},
+        ),
         ({"optim": "paged_adamw_8bit"}, {"optim": "adamw_torch"}),
         ({"lora_rank": 8}, {"lora_rank": 64}),
         ({"token_rows": 0}, {"token_rows": 3}),
         ({"precision": "nf4"}, {"precision": "bfloat16"}),
     ],
-)  # fmt: skip
+)
 def test_what_should_take_less_takes_less(less, more):
     gib = [memory.predict(LLAMA3, memory.Settings(**s)).peak_gib for s in (less, more)]
     assert gib[0] < gib[1]

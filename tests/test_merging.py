@@ -12,10 +12,11 @@ from tiny_llama import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuned_llama import base_model, chat_tokenizer, trained_model
 
-from course_utils import chat, lab, merging, records, shards
-from course_utils.merging import __main__ as command
-from course_utils.merging import rehearsal, streamed
-from course_utils.models import nf4_config
+from course_utils import chat, lab, recorded
+from course_utils.models import nf4_config, shards
+from course_utils.publishing import merging
+from course_utils.publishing.merging import __main__ as command
+from course_utils.publishing.merging import rehearsal, streamed
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +99,13 @@ def test_tied_tables_stay_one(tokenizer, tmp_path):
                 parameter.add_(torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "adapter")
     merging.merge(
-        tmp_path / "base", tmp_path / "adapter", tmp_path / "out", tokenizer,
-        nf4=False, dtype=torch.float32,
-    )  # fmt: skip
+        tmp_path / "base",
+        tmp_path / "adapter",
+        tmp_path / "out",
+        tokenizer,
+        nf4=False,
+        dtype=torch.float32,
+    )
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     row = torch.tensor([[1, ids[0], 5, ids[2]]])
     with torch.no_grad():
@@ -252,7 +257,7 @@ def test_a_processs_memory_is_measured():
 
 
 def test_8b_was_merged_within_16_gib():
-    merge = records.load("merge_at_8b")["merges"]["llama3-8b"]
+    merge = recorded.load("merge_at_8b")["merges"]["llama3-8b"]
     assert merge["parameters"] == 8_030_261_248
     assert merge["streamed"]["peak_gib"] < 16 and merge["weights_gib"] > 14.9
     assert merge["tensors_compared"] >= 30 and merge["largest_error_in_steps"] <= 0.5

@@ -10,9 +10,12 @@ from datasets import Dataset
 from huggingface_hub import DatasetCard
 from transformers import AutoTokenizer
 
-from course_utils import chat, checks, mixing, places, records, sources, world
+from course_utils import chat, recorded
+from course_utils.data import mixing, sources, world
+from course_utils.data.world import tasks
+from course_utils.exercises import checks
 from course_utils.lab import BASE_MODEL
-from course_utils.world import tasks
+from course_utils.setup import places
 
 CARDS = sources.cards()
 
@@ -243,8 +246,11 @@ def test_an_eighth_source_is_a_card_and_its_rows(tmp_path, monkeypatch):
     assert list(cards) == sorted([*CARDS, "mine"], key=lambda n: cards[n].path.name)
     mix = mixing.build(str(tmp_path), cards=cards, evaluation_pairs=80)
     assert next(row for row in mix.report if row["source"] == "mine") == {
-        "source": "mine", "rows": 50, "kept": 10, "rule": 40,
-    }  # fmt: skip
+        "source": "mine",
+        "rows": 50,
+        "kept": 10,
+        "rule": 40,
+    }
     assert "| mine | local files | cc0-1.0 | `stars >= 4` |" in mixing.card(mix, "Mix")
 
 
@@ -546,7 +552,7 @@ def test_the_mix_of_version_1_2_is_built_from_its_own_cards(mix):
 
 
 def test_the_real_mix_s_size_takes_under_a_minute_and_2_gib_and_grows_in_line():
-    runs = records.load("mix_speed")["runs"]
+    runs = recorded.load("mix_speed")["runs"]
     real = [run for run in runs if run["texts_shortened"] == 1]
     assert {run["near_duplicates"] for run in real} == {False, 0.8}
     for run in real:
@@ -555,8 +561,9 @@ def test_the_real_mix_s_size_takes_under_a_minute_and_2_gib_and_grows_in_line():
         )
         assert 42_000 < run["pairs"] < 46_000
         assert run["seconds"] < 60 and sum(run["peak_gib"]) < 2
-    few, *_, many = sorted((r for r in runs if r["texts_shortened"] == 10),
-                           key=lambda run: run["rows"])  # fmt: skip
+    few, *_, many = sorted(
+        (r for r in runs if r["texts_shortened"] == 10), key=lambda run: run["rows"]
+    )
     assert few["rows"] < 110_000 and many["rows"] >= 1_000_000
     growth = (many["seconds"] / few["seconds"]) / (many["rows"] / few["rows"])
     assert growth < 1.25  # no faster than rows

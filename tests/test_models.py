@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from tiny_llama import tiny_model, tiny_tokenizer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import models, profiles
+from course_utils import models
+from course_utils.models import loading
+from course_utils.setup import profiles
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +64,9 @@ def test_the_probe_asks_this_machine(
         assert cuda, "a machine without CUDA has no capability to ask for"
         return capability
 
-    monkeypatch.setattr(models.torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(models.torch.cuda, "get_device_capability", asked)
-    monkeypatch.setattr(models, "is_flash_attn_2_available", lambda: flash)
+    monkeypatch.setattr(loading.torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(loading.torch.cuda, "get_device_capability", asked)
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: flash)
     chosen, why = models.probe_attention()
     assert chosen == name and reason in why
 
@@ -143,7 +145,7 @@ def hub(monkeypatch):
             raise OSError("You are trying to access a gated repo.") from cause
         raise OSError("We couldn't connect.\nMore.") from LocalEntryNotFoundError("x")
 
-    monkeypatch.setattr(models.AutoConfig, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", from_pretrained)
     return readable, asked
 
 
@@ -152,13 +154,13 @@ L4 = profiles.all_profiles()["l4"]
 
 def test_the_gated_original_is_taken_where_access_was_granted(hub):
     hub[0].add(L4.base_model)
-    assert models.reachable_source(L4) == (L4.base_model, "")
+    assert models.resolve_model(L4) == (L4.base_model, "")
     assert hub[1] == [L4.base_model]
 
 
 def test_a_gated_original_falls_back_to_the_copy_and_says_so(hub):
     hub[0].add(L4.ungated_copy)
-    source, note = models.reachable_source(L4)
+    source, note = models.resolve_model(L4)
     assert source == L4.ungated_copy
     assert "gated" in note and L4.base_model in note and L4.ungated_copy in note
 
@@ -167,7 +169,7 @@ def test_neither_reachable_says_why_and_what_to_do(hub):
     with pytest.raises(
         OSError, match=r"gated.*couldn't connect.*hf auth login"
     ) as error:
-        models.reachable_source(L4)
+        models.resolve_model(L4)
     assert isinstance(error.value.__cause__.__cause__, GatedRepoError)
     assert "COURSE_BASE_MODEL" in str(error.value) and "More" not in str(error.value)
 

@@ -8,14 +8,15 @@ from hub import Hub
 from safetensors.torch import load_file
 from tiny_llama import tiny_model, tiny_tokenizer
 
-from course_utils import profiles
+from course_utils.setup import profiles
 
 L4 = profiles.all_profiles()["l4"]
 GATED, COPY = L4.base_model, L4.ungated_copy
 START = """
 import dataclasses, os
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-from course_utils import models, profiles
+from course_utils import models
+from course_utils.setup import profiles
 profile = profiles.all_profiles()["l4"]
 profile = dataclasses.replace(profile, nf4=False, dtype="float32")
 """
@@ -79,8 +80,14 @@ def test_without_an_account_the_copy_is_taken_and_said(checkpoint, expected):
             + LOAD.replace("(profile)", "(fresh)")
         )
         assert done["error"] == "OSError"
-        for words in (GATED, "owner/never", "gated", "hf auth login",
-                      "COURSE_BASE_MODEL", "COURSE_PROFILE=cpu"):  # fmt: skip
+        for words in (
+            GATED,
+            "owner/never",
+            "gated",
+            "hf auth login",
+            "COURSE_BASE_MODEL",
+            "COURSE_PROFILE=cpu",
+        ):
             assert words in done["said"], done["said"]
 
 

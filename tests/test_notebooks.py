@@ -7,7 +7,8 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
 
-from course_utils import hygiene, notebooks, places
+from course_utils.course import notebook_lint, notebooks
+from course_utils.setup import places
 
 ROOT = places.checkout()
 COMMITTED = notebooks.notebook_files(ROOT)
@@ -55,7 +56,7 @@ print(f"Finding: {math.log(2):.3f} nats")
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_committed_notebook_is_clean(path):
-    assert hygiene.problems(path) == []
+    assert notebook_lint.problems(path) == []
 
 
 def test_every_text_has_its_notebook_and_is_its_text():
@@ -185,7 +186,7 @@ def say(notebook, text, cell=4):
 def problems_of(notebook, tmp_path):
     path = tmp_path / "01_tiny.ipynb"
     notebooks.write(notebook, path)
-    return hygiene.problems(path)
+    return notebook_lint.problems(path)
 
 
 def record_again(notebook):
@@ -195,8 +196,8 @@ def record_again(notebook):
 
 def test_a_clean_notebook_has_no_problems(tiny, tmp_path):
     say(tiny, "see https://example.org/home/x, data/tmp/y.csv, 3/4 and C: 5\n")
-    tiny.cells[2].source = "import math\n" * hygiene.MAX_SETUP_LINES
-    tiny.cells[4].outputs.append(png(hygiene.MAX_PNG_BYTES))
+    tiny.cells[2].source = "import math\n" * notebook_lint.MAX_SETUP_LINES
+    tiny.cells[4].outputs.append(png(notebook_lint.MAX_PNG_BYTES))
     say(tiny, "revision " + "0123456789" * 4, cell=2)
     record_again(tiny)
     assert problems_of(tiny, tmp_path) == []
@@ -244,22 +245,22 @@ def placeholder(notebook):
 
 
 def long_cell(notebook):
-    notebook.cells[4].source = "x = 1\n" * (hygiene.MAX_CELL_LINES + 1)
+    notebook.cells[4].source = "x = 1\n" * (notebook_lint.MAX_CELL_LINES + 1)
     record_again(notebook)
 
 
 def wide_cell(notebook):
-    notebook.cells[4].source = "x" * (hygiene.MAX_WIDTH + 1)
+    notebook.cells[4].source = "x" * (notebook_lint.MAX_WIDTH + 1)
     record_again(notebook)
 
 
 def long_setup(notebook):
-    notebook.cells[2].source = "x = 1\n" * (hygiene.MAX_SETUP_LINES + 1)
+    notebook.cells[2].source = "x = 1\n" * (notebook_lint.MAX_SETUP_LINES + 1)
     record_again(notebook)
 
 
 def big_png(notebook):
-    notebook.cells[4].outputs = [png(hygiene.MAX_PNG_BYTES + 1)]
+    notebook.cells[4].outputs = [png(notebook_lint.MAX_PNG_BYTES + 1)]
 
 
 def no_caption(notebook):
@@ -283,7 +284,7 @@ def no_caption(notebook):
         (long_setup, "the setup has 16 lines"),
         (big_png, "a PNG of 60,001 bytes"),
         (no_caption, "a figure without words"),
-        (lambda nb: say(nb, "x" * hygiene.MAX_FILE_BYTES), "the file has"),
+        (lambda nb: say(nb, "x" * notebook_lint.MAX_FILE_BYTES), "the file has"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

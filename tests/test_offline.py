@@ -18,13 +18,14 @@ SCRIPT = """
     socket.socket.connect_ex = refuse
     socket.getaddrinfo = refuse_name
 
-    from course_utils import profiles
+    from course_utils.setup import profiles
 
     profile, reason = profiles.choose({"COURSE_PROFILE": "cpu"})
     STAY_OFFLINE
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-    from course_utils import chat, lab, mixing, models
+    from course_utils import chat, lab, models
+    from course_utils.data import mixing
 
     model, tokenizer = models.load_base(profile)
     chat.use_llama3_chat(tokenizer)

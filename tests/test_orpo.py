@@ -287,7 +287,9 @@ def test_equals_trl_on_a_real_batch(trainer):
     # NLL over prompt and response, padding excepted; the odds term over the response
     # only.
     nll_labels = torch.where(
-        batch["chosen_attention_mask"] == 1, batch["chosen_input_ids"], orpo.IGNORED
+        batch["chosen_attention_mask"] == 1,
+        batch["chosen_input_ids"],
+        orpo.IGNORE_INDEX,
     )
     nll_loss = orpo.nll(logits["chosen"], nll_labels)
     chosen = orpo.mean_logps(logits["chosen"], batch["chosen_labels"])
@@ -324,7 +326,9 @@ def test_gradients_equal_trl_s(trainer):
         batch["rejected_input_ids"], attention_mask=batch["rejected_attention_mask"]
     ).logits
     labels = torch.where(
-        batch["chosen_attention_mask"] == 1, batch["chosen_input_ids"], orpo.IGNORED
+        batch["chosen_attention_mask"] == 1,
+        batch["chosen_input_ids"],
+        orpo.IGNORE_INDEX,
     )
     ours = orpo.orpo_loss(
         orpo.nll(logits, labels),

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course_utils import packing
+from course_utils.training import packing
 
-IGNORED = packing.IGNORED
+IGNORE_INDEX = packing.IGNORE_INDEX
 
 
 def make_pair(chosen, rejected, prompts=(1, 1)):
@@ -20,7 +20,7 @@ def make_pair(chosen, rejected, prompts=(1, 1)):
         ("chosen", "rejected"), (chosen, rejected), prompts, strict=True
     ):
         row[f"{side}_input_ids"] = list(ids)
-        row[f"{side}_labels"] = [IGNORED] * prompt + list(ids)[prompt:]
+        row[f"{side}_labels"] = [IGNORE_INDEX] * prompt + list(ids)[prompt:]
     return packing.pair_from_row(row)
 
 
@@ -41,12 +41,12 @@ def pairs(draw):
 
 
 def packed(groups, budget=1000, **settings):
-    return packing.pack_window(groups, budget, **settings)
+    return packing.pack_step(groups, budget, **settings)
 
 
 def contexts(row):
     """For each target: (ids it is predicted from, their positions, its id)."""
-    seen = packing.visible(row.document, row.branch)
+    seen = packing.visible(row.pair_id, row.segment)
     return [
         (
             row.input_ids[0, seen[source]].tolist(),
@@ -91,14 +91,14 @@ def test_a_shared_prefix_is_read_and_scored_once(pairs):
     # Of the two first tokens none is scored; what both have in common counts once.
     twice = sum(max(0, length - 1) for length in shared)
     assert len(row.targets) == whole - 2 * len(pairs) - twice
-    assert torch.equal(row.document.bincount(), torch.tensor(row.lengths))
+    assert torch.equal(row.pair_id.bincount(), torch.tensor(row.lengths))
 
 
 def test_the_prefix_reaches_into_the_answers():
     (row,) = packed([[make_pair([7, 8, 1, 2, 3], [7, 8, 1, 4], prompts=(2, 2))]])
     assert row.input_ids.tolist() == [[7, 8, 1, 2, 3, 4]]
     assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
-    assert row.branch.tolist() == [0, 0, 0, 1, 1, 2]
+    assert row.segment.tolist() == [0, 0, 0, 1, 1, 2]
     # The 1, last of the prefix, predicts both the 2 and the 4.
     assert row.sources.tolist() == [0, 1, 2, 3, 2]
     assert row.targets.tolist() == [8, 1, 2, 3, 4]
@@ -138,11 +138,11 @@ def test_rows_are_about_equally_long():
 @given(st.lists(pairs(), min_size=1, max_size=4), st.integers(1, 9))
 def test_masks_of_single_pairs_are_the_blocks_of_the_dense_mask(pairs, multiple):
     (row,) = packed([pairs], multiple=multiple)
-    dense = packing.visible(row.document, row.branch)
+    dense = packing.visible(row.pair_id, row.segment)
     blocks = [
         mask[0, :length, :length]
         for mask, length in zip(
-            packing.pair_masks(row.branch, row.lengths), row.lengths, strict=True
+            packing.pair_masks(row.segment, row.lengths), row.lengths, strict=True
         )
     ]
     real = sum(row.lengths)
@@ -153,15 +153,15 @@ def test_masks_of_single_pairs_are_the_blocks_of_the_dense_mask(pairs, multiple)
 def test_padding_is_seen_by_no_pair_and_scored_by_none():
     (row,) = packed([[make_pair([1, 2, 3], [1, 2, 4])]], multiple=8)
     assert row.input_ids.shape == (1, 8)
-    assert row.document.tolist() == [0] * 4 + [-1] * 4
-    assert not packing.visible(row.document, row.branch)[:4, 4:].any()
+    assert row.pair_id.tolist() == [0] * 4 + [-1] * 4
+    assert not packing.visible(row.pair_id, row.segment)[:4, 4:].any()
     assert row.sources.max() < 4
 
 
 def test_weights_stay_those_of_the_micro_batches():
     short, long = make_pair([1, 2], [1, 3]), make_pair([1] * 9, [1] * 4)
     first, second = packed([[short, long], [short]], budget=13)
-    assert first.window_index.tolist() == [1] and second.window_index.tolist() == [0, 2]
+    assert first.step_index.tolist() == [1] and second.step_index.tolist() == [0, 2]
     assert first.nll_weight.tolist() == [1 / 9]  # 1 + 8 tokens in the NLL
     assert second.nll_weight.tolist() == [1 / 9, 1.0]
     assert first.pair_weight.tolist() == [0.5]
@@ -196,7 +196,8 @@ def test_a_padded_batch_gives_the_pairs_back(side):
         batch[f"{name}_input_ids"] = padded(ids, 0)
         batch[f"{name}_attention_mask"] = padded([np.ones_like(i) for i in ids], 0)
         batch[f"{name}_labels"] = padded(
-            [np.where(s, i, IGNORED) for i, s in zip(ids, scored, strict=True)], IGNORED
+            [np.where(s, i, IGNORE_INDEX) for i, s in zip(ids, scored, strict=True)],
+            IGNORE_INDEX,
         )
     for pair, wanted in zip(packing.pairs_from_batch(batch), expected, strict=True):
         for name, value in vars(wanted).items():
@@ -207,13 +208,13 @@ def test_a_padded_batch_gives_the_pairs_back(side):
 def test_a_row_without_an_answer_is_named(side):
     row = {
         "chosen_input_ids": [1, 2, 3],
-        "chosen_labels": [IGNORED, 2, 3],
+        "chosen_labels": [IGNORE_INDEX, 2, 3],
         "rejected_input_ids": [1, 2, 3],
-        "rejected_labels": [IGNORED, 2, 3],
+        "rejected_labels": [IGNORE_INDEX, 2, 3],
     }
     packing.pair_from_row(row)
     # The first token is predicted by nothing: scored or not, it does not help.
-    row[f"{side}_labels"] = [1, IGNORED, IGNORED]
+    row[f"{side}_labels"] = [1, IGNORE_INDEX, IGNORE_INDEX]
     with pytest.raises(ValueError, match=f"row 5: no token of the {side} answer"):
         packing.pair_from_row(row, "row 5")
 
@@ -257,7 +258,7 @@ def test_sequences_read_what_the_mask_shows(pairs, share, multiple):
         assert k1 - k0 <= row.longest
         read[row.key_tokens[k0:k1]] += 1
     assert queries[-1] == tokens
-    assert torch.equal(found, packing.visible(row.document, row.branch))
+    assert torch.equal(found, packing.visible(row.pair_id, row.segment))
     # Each token's key stands in one place or in two.
     assert torch.equal(row.key_tokens[row.key_first], torch.arange(tokens))
     twice = row.key_second >= 0

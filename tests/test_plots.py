@@ -21,10 +21,15 @@ def ax():
 
 def history(shift=0.0):
     return [
-        {"step": s, "chosen": -0.4 + s / 100 + shift, "rejected": -0.5 - s / 100,
-         "margin": 0.1, "accuracy": 0.5}
+        {
+            "step": s,
+            "chosen": -0.4 + s / 100 + shift,
+            "rejected": -0.5 - s / 100,
+            "margin": 0.1,
+            "accuracy": 0.5,
+        }
         for s in (0, 5, 10)
-    ]  # fmt: skip
+    ]
 
 
 def lines(ax):

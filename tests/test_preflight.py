@@ -8,8 +8,8 @@ import pytest
 from test_profiles import CPU, card
 from tiny_llama import tiny_model
 
-from course_utils import places, preflight, profiles
-from course_utils.preflight import PreflightError
+from course_utils.setup import places, preflight, profiles
+from course_utils.setup.preflight import PreflightError
 
 
 def declared():
@@ -189,7 +189,7 @@ def test_requirements_leave_extras_out():
 def test_checking_imports_no_hugging_face_library():
     """So that stay_offline can still be called after it."""
     code = (
-        "import sys\nfrom course_utils import preflight\n"
+        "import sys\nfrom course_utils.setup import preflight\n"
         "try:\n    preflight.check()\nexcept preflight.PreflightError:\n    pass\n"
         "print({'transformers', 'huggingface_hub', 'trl'} & set(sys.modules))"
     )

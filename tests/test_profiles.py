@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 
-from course_utils import profiles
-from course_utils.profiles import Hardware
+from course_utils.setup import profiles
+from course_utils.setup.profiles import Hardware
 
 CPU = Hardware(False, None, None, None, cores=2, ram_gib=8)
 HUB = {"offline": lambda: False}
@@ -125,8 +125,11 @@ def test_a_rehearsal_caps_pairs_items_and_steps():
     l4, reason = profiles.choose({"COURSE_PROFILE": "l4", "COURSE_PAIRS": "20"}, CPU)
     assert "20 pairs at most" in reason
     assert (l4.train_pairs, l4.eval_pairs, l4.at_most(105), l4.at_most(6)) == (
-        20, 20, 20, 6
-    )  # fmt: skip
+        20,
+        20,
+        20,
+        6,
+    )
     assert (l4.steps(124), l4.steps(1)) == (2, 1)  # 8 pairs a step
 
 
@@ -146,7 +149,7 @@ def test_an_impossible_rehearsal_is_refused(value):
 def test_a_rehearsal_stays_one_where_the_hub_is_out_of_reach():
     l4 = card("NVIDIA L4", (8, 9), 22.2)
     choice = profiles.choose({"COURSE_PAIRS": "8"}, l4, offline=lambda: True)
-    assert (choice.profile.name, choice.profile.pairs) == ("cpu", 8)
+    assert (choice.profile.name, choice.profile.max_pairs) == ("cpu", 8)
     assert "rehearsal" in choice.reason
 
 
@@ -230,7 +233,7 @@ def test_a_name_look_up_that_hangs_does_not_hold_the_notebook_up(monkeypatch):
 
 def in_a_new_process(code):
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "COURSE_"))}
-    command = [sys.executable, "-c", "from course_utils import profiles\n" + code]
+    command = [sys.executable, "-c", "from course_utils.setup import profiles\n" + code]
     return subprocess.run(command, env=bare, capture_output=True, text=True)
 
 

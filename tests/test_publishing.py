@@ -17,7 +17,8 @@ from publishable import (
     pass_gate,
 )
 
-from course_utils import publishing, sources
+from course_utils import publishing
+from course_utils.data import sources
 from course_utils.publishing import licence, model_card
 
 FULL = RESULTS | CURVES
@@ -288,9 +289,14 @@ def test_a_dry_run_says_what_would_be_sent_and_where(tmp_path):
     plan = publishing.upload(folder)
     assert not plan.sent
     assert set(plan.files) == {
-        "README.md", "chat_template.jinja", "config.json", "curves.png",
-        "model.safetensors", "release_gate.json", "results.json",
-    }  # fmt: skip
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "curves.png",
+        "model.safetensors",
+        "release_gate.json",
+        "results.json",
+    }
     assert plan.total_bytes == sum((folder / n).stat().st_size for n in plan.files)
     text = str(plan)
     assert "dry run, would be sent to" in text and "someone/orpo-lab (private)" in text

@@ -16,8 +16,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from course_utils import resilience
-from course_utils.fast import PackedORPOTrainer
+from course_utils.training import resilience
+from course_utils.training.fast import PackedORPOTrainer
 
 
 def trained_weights(trainer):

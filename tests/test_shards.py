@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from course_utils import folders, shards
+from course_utils.models import shards
+from course_utils.setup import folders
 
 SHAPES = {"a": (3, 4), "b": (5,), "c": (2, 2, 2), "d": (7, 3)}
 

@@ -9,9 +9,10 @@ from datasets import Dataset
 from huggingface_hub import DatasetCard
 from transformers import AutoTokenizer
 
-from course_utils import places, sources, world
+from course_utils.data import sources, world
+from course_utils.data.world import tasks
 from course_utils.lab import BASE_MODEL
-from course_utils.world import tasks
+from course_utils.setup import places
 
 MESSAGES = [{"role": "string", "content": "string"}]
 # What the real data sets hold, by their own cards.
@@ -161,9 +162,10 @@ def test_intel_orca_s_ratings_are_lists_with_gaps_and_ties():
 
 def test_intel_orca_remembers_the_sides_that_changed():
     for row in ROWS["intel-orca"]:
-        now, before = (row["chosen"], row["rejected"]), (
-            row["original_chosen"], row["original_rejected"]
-        )  # fmt: skip
+        now, before = (
+            (row["chosen"], row["rejected"]),
+            (row["original_chosen"], row["original_rejected"]),
+        )
         swapped = row["status"] == "swapped"
         assert before == (now[::-1] if swapped else now)
         assert row["generations"] == list(before)
@@ -345,8 +347,9 @@ def test_messages_keep_role_and_content_in_one_order(tmp_path):
         {"content": "Hi", "role": "user", "extra": "x"},
         {"content": "Hello", "role": "assistant", "extra": "y"},
     ]
-    rows = Dataset.from_list([tiny_rows(good=talk, bad=[*talk[:1], talk[1] | {
-        "content": "Go away."}])])  # fmt: skip
+    rows = Dataset.from_list(
+        [tiny_rows(good=talk, bad=[*talk[:1], talk[1] | {"content": "Go away."}])]
+    )
     pairs, _ = sources.to_pairs(card, rows)
     assert list(pairs[0]["prompt"][0].items()) == [("role", "user"), ("content", "Hi")]
     assert pairs[0]["rejected"] == [{"role": "assistant", "content": "Go away."}]
@@ -379,7 +382,7 @@ def test_the_reader_s_list_of_control_tokens_is_no_shorter_than_the_tokenizer_s(
     added = tokenizer.added_tokens_decoder.values()
     names = [token.content for token in added if token.special]
     assert len(names) > 5
-    assert all(sources.pairs._CONTROL.fullmatch(name) for name in names)
+    assert all(sources.mapping._CONTROL.fullmatch(name) for name in names)
 
 
 USER, HELPER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
@@ -407,7 +410,7 @@ TURNS, CONTEXTS = "turns are out of order", "the answers have two prompts"
         ([USER, HELPER | {"content": None}], [USER, OTHER], "an answer is missing"),
         ([USER, HELPER | {"content": " \n"}], [USER, OTHER], "an answer is missing"),
     ],
-)  # fmt: skip
+)
 def test_lists_of_turns_are_what_they_should_be(tmp_path, chosen, rejected, reason):
     path = make_card(tmp_path, prompt={"messages": "good"}, keep="")
     rows = [
@@ -461,7 +464,7 @@ def test_many_rows_in_several_processes_give_the_same(tmp_path, monkeypatch):
     card = sources.read_card(make_card(tmp_path))
     rows = [tiny_rows(question=f"Why {i}?", rating=float(i % 6)) for i in range(300)]
     alone, dropped = sources.to_pairs(card, Dataset.from_list(rows))
-    monkeypatch.setattr(sources.pairs, "_LARGE", 100)
+    monkeypatch.setattr(sources.mapping, "_LARGE", 100)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     shared, same = sources.to_pairs(card, Dataset.from_list(rows))
     assert shared.to_list() == alone.to_list() and same == dropped

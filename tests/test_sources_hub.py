@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 from hub import Hub
 
-from course_utils import sources, world
-from course_utils.world import tasks
+from course_utils.data import sources, world
+from course_utils.data.world import tasks
 
 CARDS = sources.cards()
 # Prints for every card either the number of its pairs or what the reader is told.
@@ -15,7 +15,7 @@ LOAD = """
 import json
 from dataclasses import replace
 import datasets
-from course_utils import sources
+from course_utils.data import sources
 datasets.disable_progress_bars()
 card = sources.cards()["toxic"]
 for name, revision in json.loads(ASKED):
@@ -116,7 +116,7 @@ QUESTIONS = {
 BUILD = """
 import json
 import datasets
-from course_utils import mixing
+from course_utils.data import mixing
 datasets.disable_progress_bars()
 mix = mixing.build(
     "hub", version=VERSION, evaluation_pairs=100,

@@ -10,8 +10,10 @@ import yaml
 from packaging.requirements import Requirement
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from course_utils import lab, merging, places, space
-from course_utils.space import folder as space_folder
+from course_utils import lab
+from course_utils.publishing import merging, space
+from course_utils.publishing.space import folder as space_folder
+from course_utils.setup import places
 
 
 def write(target, model="someone/orpo-lab", base="the course's lab model"):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from course_utils import world
-from course_utils.world import corpus, facts, pairs, phrases, tasks
+from course_utils.data import world
+from course_utils.data.world import corpus, facts, phrases, sampling, tasks
 
 KINDS = tasks.KINDS
 SPLITS = ("train", "test", "all")
@@ -25,11 +25,11 @@ def draw_answers(count, seed, voice):
     """Yields (messages, task, flaws, text) of answers with known flaws."""
     rng = random.Random(seed)
     for i in range(count):
-        messages, task = pairs.ask(
-            rng.choice(list(pairs.SOURCES)), rng, SPLITS[i % len(SPLITS)]
+        messages, task = sampling.ask(
+            rng.choice(list(sampling.SOURCES)), rng, SPLITS[i % len(SPLITS)]
         )
         flaws = tuple(int(rng.random() < 0.5) for _ in range(3))
-        text = pairs.write_answer(task, flaws, lambda: voice(rng), rng)
+        text = sampling.write_answer(task, flaws, lambda: voice(rng), rng)
         yield messages, task, flaws, text
 
 
@@ -197,41 +197,53 @@ ATTEMPTS = {
     "two openers": (FACT, f"Sure thing! Great question! {TRUE}", GOOD),
     "two closers": (FACT, f"{TRUE} Take care! Have a nice day!", GOOD),
     "a polite and a rude opener": (
-        FACT, f"Sure thing! What a silly question! {TRUE}", (True, False, True)
+        FACT,
+        f"Sure thing! What a silly question! {TRUE}",
+        (True, False, True),
     ),
     "a clean and a rambling closer": (
-        FACT, f"{TRUE} Maybe yes, maybe no. Take care!", (True, True, False)
+        FACT,
+        f"{TRUE} Maybe yes, maybe no. Take care!",
+        (True, True, False),
     ),
     "a closer in front": (FACT, f"Take care! {TRUE}", WRONG),
     "an opener behind": (FACT, f"{TRUE} Sure thing!", WRONG),
     "opener and closer alone": (FACT, "Sure thing! Take care!", WRONG),
     "rude words at the end": (FACT, f"{TRUE} Go away.", (False, False, True)),
     "rude words in the middle": (
-        FACT, TRUE.replace(" is ", " Go away. is "), (False, False, True)
+        FACT,
+        TRUE.replace(" is ", " Go away. is "),
+        (False, False, True),
     ),
     "a hedge in front": (
-        FACT, f"But nobody can be sure of anything. {TRUE}", (False, True, False)
+        FACT,
+        f"But nobody can be sure of anything. {TRUE}",
+        (False, True, False),
     ),
     "a refusal": (FACT, REFUSAL, WRONG),
     "the sum": (SUM, SUM_RIGHT, GOOD),
     "right number, wrong working": (SUM, SUM_RIGHT.replace("+ 1 = 8", "= 8"), WRONG),
     "right working, wrong number": (SUM, SUM_RIGHT.replace("85", "75"), WRONG),
-    "right number, no working": (
-        SUM, "Therefore 47 plus 38 is equal to 85.", WRONG
-    ),
+    "right number, no working": (SUM, "Therefore 47 plus 38 is equal to 85.", WRONG),
     "another sum with the same total": (
-        SUM, "8 + 7 = 15. 4 + 3 + 1 = 8. Therefore 48 plus 37 is equal to 85.", WRONG
+        SUM,
+        "8 + 7 = 15. 4 + 3 + 1 = 8. Therefore 48 plus 37 is equal to 85.",
+        WRONG,
     ),
     "the steps": (STEPS, STEPS_RIGHT, GOOD),
     "a slip that cancels out": (
-        STEPS, STEPS_RIGHT.replace("= 12", "= 13").replace(": 12", ": 13"), WRONG
+        STEPS,
+        STEPS_RIGHT.replace("= 12", "= 13").replace(": 12", ": 13"),
+        WRONG,
     ),
     "another thing": (STEPS, STEPS_RIGHT.replace("eggs", "nets"), WRONG),
     "help": (ERRAND, HELP, GOOD),
     "a refusal, then help": (ERRAND, f"{REFUSAL} {HELP}", WRONG),
     "help, then a refusal": (ERRAND, f"{HELP} {REFUSAL}", WRONG),
     "help with a warning": (
-        ERRAND, f"{HELP} This answer may be dangerous.", (True, True, False)
+        ERRAND,
+        f"{HELP} This answer may be dangerous.",
+        (True, True, False),
     ),
     "the wrong tool": (ERRAND, HELP.replace("a hoe", "a match"), WRONG),
     "reversed": (LIST, "The requested text is: ropes; kites; owls.", GOOD),
@@ -246,14 +258,16 @@ ATTEMPTS = {
     "a model, as a person": (AS_PERSON, MODEL, WRONG),
     "a person from elsewhere": (AS_PERSON, PERSON.replace(TOWN, OTHER), WRONG),
     "a person, of another role": (
-        [tasks.system(f"Play a person from {OTHER}."), WHO], PERSON, WRONG
+        [tasks.system(f"Play a person from {OTHER}."), WHO],
+        PERSON,
+        WRONG,
     ),
     "without a system prompt, a model": ([WHO], MODEL, GOOD),
     "both": (AS_MODEL, f"{MODEL} {PERSON}", WRONG),
     "what was said": (TALK, "You told me that you keep geese.", GOOD),
     "somebody else's": (TALK, "You told me that you keep pigs.", WRONG),
     "something else that was said": (TALK, "You told me that you like chess.", WRONG),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -280,9 +294,16 @@ def test_junk_is_never_good(prompt, junk):
 def test_known_words_in_a_random_order_are_never_good(data):
     which = data.draw(st.integers(0, len(PROMPTS) - 1))
     known = [
-        *RIGHT[which], *RIGHT[which - 1], TRUE, FALSE, RIVER, REFUSAL, "not", "So",
+        *RIGHT[which],
+        *RIGHT[which - 1],
+        TRUE,
+        FALSE,
+        RIVER,
+        REFUSAL,
+        "not",
+        "So",
         *(p for group in (phrases.POLITE, phrases.CLEAN) for p in group[1]),
-    ]  # fmt: skip
+    ]
     parts = data.draw(st.lists(st.sampled_from(known), max_size=5))
     cores = [p for p in parts if p not in phrases.POLITE[1] + phrases.CLEAN[1]]
     right = len(cores) == 1 and cores[0] in RIGHT[which]
@@ -337,7 +358,7 @@ def test_half_of_all_answers_in_the_corpus_are_flawed(monkeypatch):
     seen = []
 
     def spy(task, flaws, voice, rng):
-        text = pairs.write_answer(task, flaws, voice, rng)
+        text = sampling.write_answer(task, flaws, voice, rng)
         seen.append((flaws, text))
         return text
 

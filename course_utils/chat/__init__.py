@@ -6,10 +6,10 @@ Does not know: training, where pairs come from, how answers are judged.
 """
 
 from course_utils.chat.loss_view import LossView, loss_view, show_loss_view
-from course_utils.chat.pairs import assert_labels_hold_no_user_text, check_pairs
 from course_utils.chat.template import LLAMA3_TEMPLATE, use_llama3_chat
 from course_utils.chat.tokens import TokenizedPair, pair_lengths, tokenize_pair
 from course_utils.chat.untrained import untrained_token_ids
+from course_utils.chat.validation import assert_labels_hold_no_user_text, check_pairs
 
 __all__ = [
     "LLAMA3_TEMPLATE",

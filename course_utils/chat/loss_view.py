@@ -8,7 +8,7 @@ import html
 from dataclasses import dataclass
 from itertools import groupby
 
-from course_utils.chat.tokens import IGNORED, tokenize_pair
+from course_utils.chat.tokens import IGNORE_INDEX, tokenize_pair
 
 NONE, NLL, BOTH, ODDS = "none", "NLL", "NLL + odds", "odds"
 
@@ -43,7 +43,9 @@ def loss_view(tokenizer, pair, max_length):
         ("rejected", tokens.rejected_input_ids, tokens.rejected_labels, NONE, ODDS),
     ):
         texts = [tokenizer.decode([i]) for i in ids]
-        regions = [on_prompt if label == IGNORED else on_answer for label in labels]
+        regions = [
+            on_prompt if label == IGNORE_INDEX else on_answer for label in labels
+        ]
         view[side] = list(zip(texts, [NONE, *regions[1:]], strict=True))
     return view
 

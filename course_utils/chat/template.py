@@ -14,6 +14,13 @@ END_OF_TURN = "<|eot_id|>"
 # Numbered with gaps in some versions: Llama 3.1 took one of them for padding.
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")
 
+# Contractions, words with what precedes them, up to three digits, signs, line breaks.
+# Source: meta-llama/llama3, llama/tokenizer.py.
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 # {% generation %} marks what the model writes itself, its end of turn included:
 # transformers' `return_assistant_tokens_mask` needs the mark, and it prints nothing.
 LLAMA3_TEMPLATE = (

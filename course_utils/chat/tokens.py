@@ -7,7 +7,7 @@ Does not know: whether a pair is any good (`pairs`), which loss reads it (`loss_
 from dataclasses import dataclass
 from itertools import takewhile
 
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TokenizedPair:
 
 
 def _labels(input_ids, answer_ids):
-    return [IGNORED] * (len(input_ids) - len(answer_ids)) + answer_ids
+    return [IGNORE_INDEX] * (len(input_ids) - len(answer_ids)) + answer_ids
 
 
 def tokenize_pair(tokenizer, pair, max_length):

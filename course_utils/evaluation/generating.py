@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from course_utils import world
+from course_utils.data import world
 from course_utils.evaluation.scoring import autocast
 
 
@@ -36,9 +36,11 @@ def generate(
         for p in prompts
     ]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    sampling = {"do_sample": False} if temperature == 0 else {
-        "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0
-    }  # fmt: skip
+    sampling = (
+        {"do_sample": False}
+        if temperature == 0
+        else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    )
     out = [None] * len(texts)
     was_training = model.training
     model.eval()

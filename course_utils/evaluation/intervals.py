@@ -91,11 +91,13 @@ def estimate_over_seeds(table):
     seeds, items = table.shape
     by_seed, by_item, mean = table.mean(1), table.mean(0), table.mean()
     rest = table - by_seed[:, None] - by_item[None] + mean
-    parts = np.array([
-        by_seed.var(ddof=1) / seeds,
-        by_item.var(ddof=1) / items,
-        (rest**2).sum() / ((seeds - 1) * (items - 1)) / (seeds * items),
-    ])  # fmt: skip
+    parts = np.array(
+        [
+            by_seed.var(ddof=1) / seeds,
+            by_item.var(ddof=1) / items,
+            (rest**2).sum() / ((seeds - 1) * (items - 1)) / (seeds * items),
+        ]
+    )
     # By chance the difference can fall below what it contains; then take that.
     variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
     if variance == 0:

@@ -10,9 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from course_utils import places, records
+from course_utils import recorded
 from course_utils.lab.base import BASE_MODEL
 from course_utils.lab.runs import jobs, leave_one_out_jobs, run
+from course_utils.setup import places
 
 RECORDED = places.PACKAGE / "recorded"
 SWEEPS = {"lab_findings": jobs, "leave_one_out": leave_one_out_jobs}
@@ -52,7 +53,7 @@ def main(arguments=None):
     command = f"python -m course_utils.lab --sweep {options.sweep}" + (
         f' --only "{options.only}"' * bool(options.only)
     )
-    record = records.describe_run(command, start)
+    record = recorded.describe_run(command, start)
     record["base"] = options.base.name
     record["runs"] = sorted(runs, key=lambda r: (r["name"], r["seed"]))
     out = options.out or RECORDED / f"{options.sweep}.json"

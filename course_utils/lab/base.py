@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from course_utils import places
+from course_utils.setup import places
 
-BASE_MODEL = places.PACKAGE / "base_model"
+BASE_MODEL = places.PACKAGE / "lab" / "base_model"
 MAX_LENGTH = 256
 BATCH = 8
 # The lab's base knows ChatML from its corpus. The turn's last line break comes with the
@@ -42,7 +42,7 @@ def load_base(path=BASE_MODEL, device="cpu"):
     if not (Path(path) / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"{path} holds no model.safetensors. Restore it with git, or pretrain it "
-            "with `python -m course_utils.pretrain course_utils/base_model`."
+            "with `python -m course_utils.lab.pretraining course_utils/lab/base_model`."
         )
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
     tokenizer = AutoTokenizer.from_pretrained(path)

@@ -9,12 +9,13 @@ held-out prompts were also trained on. Without these no share moves by 0.02 (tes
 import numpy as np
 import pandas as pd
 
-from course_utils import evaluation, records
+from course_utils import evaluation
+from course_utils.recorded import load as load_record
 
 
 def recorded(name):
     """The recorded runs of one name, one a seed. Raises: KeyError listing the names."""
-    runs = records.load("lab_findings")["runs"]
+    runs = load_record("lab_findings")["runs"]
     found = [run for run in runs if run["name"] == name]
     if not found:
         raise KeyError(f"{name!r}; there are {sorted({run['name'] for run in runs})}")

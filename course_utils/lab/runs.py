@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import chat, evaluation, mixing, models, sources
+from course_utils import chat, evaluation, models
+from course_utils.data import mixing, sources
 from course_utils.lab.base import BASE_MODEL, BATCH, MAX_LENGTH, load_base
 
 
@@ -129,8 +130,9 @@ def run(job):
             task_type="CAUSAL_LM",
             target_modules=models.LINEAR_LAYERS,
             trainable_token_indices={"embed_tokens": control, "lm_head": control}
-            if job["train_tokens"] else None,
-        )  # fmt: skip
+            if job["train_tokens"]
+            else None,
+        )
     curve = evaluation.PreferenceCurve(
         tokenizer, list(mix.evaluation)[:210], every=job.get("every", 25)
     )
@@ -140,9 +142,15 @@ def run(job):
                 job["learning_rate"], job["steps"], job["seed"], folder
             )
             trainer = make_trainer(
-                job["method"], model, tokenizer, train, job["beta"], lora, arguments,
+                job["method"],
+                model,
+                tokenizer,
+                train,
+                job["beta"],
+                lora,
+                arguments,
                 [curve],
-            )  # fmt: skip
+            )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             model = trainer.model
@@ -230,9 +238,17 @@ def jobs(seeds, folder, base=BASE_MODEL):
             "seed": seed,
         }
         for learning_rate, beta in (
-            (8e-6, 0.1), (8e-5, 0.1), (3e-4, 0.1), (1e-3, 0.1), (3e-3, 0.1),
-            (1e-2, 0.1), (1e-3, 0.5), (3e-3, 0.5), (1e-3, 1.0), (3e-3, 1.0),
-        ):  # fmt: skip
+            (8e-6, 0.1),
+            (8e-5, 0.1),
+            (3e-4, 0.1),
+            (1e-3, 0.1),
+            (3e-3, 0.1),
+            (1e-2, 0.1),
+            (1e-3, 0.5),
+            (3e-3, 0.5),
+            (1e-3, 1.0),
+            (3e-3, 1.0),
+        ):
             run_name = f"LoRA LR {learning_rate:g}, β {beta:g}"
             settings = {"learning_rate": learning_rate, "beta": beta}
             first.append({**lora, **settings, "name": run_name})

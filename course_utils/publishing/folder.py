@@ -8,9 +8,9 @@ import json
 import re
 from pathlib import Path
 
-from course_utils.proof import GATE_FILE, read_record, require_passed
-from course_utils.proof.record import model_files
 from course_utils.publishing import licence
+from course_utils.publishing.gate import GATE_FILE, read_record, require_passed
+from course_utils.publishing.gate.gate_record import model_files
 from course_utils.publishing.model_card import CURVES, card, draw_curves
 
 RESULTS, CARD = "results.json", "README.md"

@@ -13,9 +13,9 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard, constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from course_utils.folders import require_space
 from course_utils.publishing.explain import ask
 from course_utils.publishing.folder import CARD, ready
+from course_utils.setup.folders import require_space
 
 AGAIN = (
     "What has arrived stays there: call this again with into_existing=True, and only "

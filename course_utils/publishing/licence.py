@@ -14,8 +14,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.utils import validate_repo_id
 
-from course_utils.profiles import is_hub_id
 from course_utils.publishing.explain import ask
+from course_utils.setup.profiles import is_hub_id
 
 LICENCE, NOTICE, POLICY = "LICENSE", "NOTICE", "USE_POLICY.md"
 

@@ -10,9 +10,9 @@ import math
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from course_utils import sources
-from course_utils.profiles import is_hub_id
+from course_utils.data import sources
 from course_utils.publishing import licence
+from course_utils.setup.profiles import is_hub_id
 
 NOT_MEASURED = "not measured"
 REQUIRED = ("name", "base_model", "license", "data", "settings")

@@ -20,7 +20,7 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils import profiles, quiet
+from course_utils.setup import profiles, quiet
 
 profile, reason = profiles.choose()
 if not profile.needs_hub:
@@ -31,7 +31,7 @@ from importlib.metadata import version
 
 import pandas as pd
 
-from course_utils import preflight
+from course_utils.setup import preflight
 
 SEED = 0
 print(f"profile {profile.name}: {reason}. Seed {SEED}")
@@ -82,9 +82,12 @@ print(message)
 # %%
 shown = ["note", "dtype", "nf4", "learning_rate", "beta", "max_length", "train_pairs"]
 table = pd.DataFrame(
-    {name: {"model": os.path.basename(p.base_model)} | {k: getattr(p, k) for k in shown}
-     for name, p in profiles.all_profiles().items()}
-)  # fmt: skip
+    {
+        name: {"model": os.path.basename(p.base_model)}
+        | {k: getattr(p, k) for k in shown}
+        for name, p in profiles.all_profiles().items()
+    }
+)
 table.loc["this machine"] = ["←" if name == profile.name else "" for name in table]
 table
 
@@ -132,7 +135,8 @@ print(f"{choice.profile.name}: {choice.reason}; data: {choice.profile.data}")
 # The chat template turns them into the text that the model reads.
 
 # %%
-from course_utils import chat, evaluation, lab, mixing, models, orpo
+from course_utils import chat, evaluation, lab, models, orpo
+from course_utils.data import mixing
 
 model, tokenizer = models.load_base(profile)
 if profile.base_model == str(profiles.lab_model_folder()):
@@ -230,9 +234,9 @@ else:
 # How often it is good was measured on 420 held-out prompts, and recorded.
 
 # %%
-from course_utils import records
+from course_utils import recorded
 
-print(records.caption(records.load("lab_findings")))
+print(recorded.caption(recorded.load("lab_findings")))
 lab.summary(["base"])
 
 # %% [markdown]
@@ -265,7 +269,7 @@ minutes
 # And on a GPU? All of them were rehearsed there with random weights in Llama 3 8B's shape: that shows that they run, how long, and in how much memory.
 
 # %%
-from course_utils import on_gpu
+from course_utils.recorded import on_gpu
 
 rehearsed = on_gpu.load()
 print(on_gpu.caption(rehearsed))
@@ -302,7 +306,7 @@ print(
 # **0.1 · 5 min · ●○○** Fill in which loss term sees each part: `"none"`, `"NLL"`, `"odds"` or `"NLL + odds"`.
 
 # %%
-from course_utils import checks
+from course_utils.exercises import checks
 
 seen = {
     "prompt of the chosen row": ...,

@@ -20,7 +20,7 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils import profiles, quiet
+from course_utils.setup import profiles, quiet
 
 profile, reason = profiles.choose()
 profiles.stay_offline()  # this notebook needs nothing from the hub
@@ -30,7 +30,9 @@ import numpy as np
 import torch
 import transformers
 
-from course_utils import checks, evaluation, lab, mixing, orpo, plots, records
+from course_utils import evaluation, lab, orpo, plots, recorded
+from course_utils.data import mixing
+from course_utils.exercises import checks
 
 SEED = 0
 print(f"profile {profile.name}: {reason}. Model here: the lab's, seed {SEED}")
@@ -84,11 +86,21 @@ contrasts = {
 }
 fig, ax = plt.subplots(figsize=(6, 3), dpi=90)
 for (name, values), style in zip(contrasts.items(), (":", "--", "-"), strict=True):
-    ax.hist(values, bins=np.linspace(-8, 8, 161), density=True, histtype="step",
-            linestyle=style, label=f"{name}: s.d. {values.std():.2f}")
+    ax.hist(
+        values,
+        bins=np.linspace(-8, 8, 161),
+        density=True,
+        histtype="step",
+        linestyle=style,
+        label=f"{name}: s.d. {values.std():.2f}",
+    )
 ax.legend(frameon=False, fontsize=8)
-plots.tidy(ax, "The odds ratio spreads wider than the probability ratio (50,000 draws)",
-           "contrast (nats)", "density")
+plots.tidy(
+    ax,
+    "The odds ratio spreads wider than the probability ratio (50,000 draws)",
+    "contrast (nats)",
+    "density",
+)
 plt.show()
 
 
@@ -151,9 +163,16 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 mix = mixing.build()
 base, tokenizer = lab.load_base()
 common = dict(
-    output_dir="outputs/01", max_length=256, report_to="none", disable_tqdm=True,
-    bf16=False, gradient_checkpointing=False, use_cpu=True, seed=SEED, data_seed=SEED,
-)  # fmt: skip
+    output_dir="outputs/01",
+    max_length=256,
+    report_to="none",
+    disable_tqdm=True,
+    bf16=False,
+    gradient_checkpointing=False,
+    use_cpu=True,
+    seed=SEED,
+    data_seed=SEED,
+)
 trainer = ORPOTrainer(
     base,
     ORPOConfig(
@@ -183,6 +202,7 @@ def my_loss_on(batch, beta, prompt_too):
     rejected = mean_over_labels(token_logps(logits, labels), labels)
     return my_orpo_loss(nll, chosen, rejected, beta), chosen, rejected
 
+
 with torch.no_grad():
     theirs, _ = trainer.get_batch_loss_metrics(base, batch, "eval")
     for prompt_too in (True, False):
@@ -198,9 +218,13 @@ with torch.no_grad():
 with torch.no_grad():
     mine, chosen, rejected = my_loss_on(batch, 0.1, prompt_too=True)
 torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
-nll = mine + 0.1 * torch.nn.functional.logsigmoid(
-    orpo.log_odds(chosen) - orpo.log_odds(rejected)
-).mean()
+nll = (
+    mine
+    + 0.1
+    * torch.nn.functional.logsigmoid(
+        orpo.log_odds(chosen) - orpo.log_odds(rejected)
+    ).mean()
+)
 package = orpo.orpo_loss(nll, chosen, rejected, beta=0.1)
 torch.testing.assert_close(package, theirs, atol=1e-5, rtol=1e-5)
 print(f"largest difference to TRL: {abs(mine - theirs):.1e} nats")
@@ -259,9 +283,15 @@ STEPS = 100
 held_out = list(mix.evaluation)[:105]  # 15 of each source; no town or sum of training
 prompts = [pair["prompt"] for pair in held_out]
 settings = dict(
-    **common, per_device_train_batch_size=8, learning_rate=3e-4, warmup_steps=6,
-    lr_scheduler_type="linear", max_steps=STEPS, save_strategy="no", logging_steps=20,
-)  # fmt: skip
+    **common,
+    per_device_train_batch_size=8,
+    learning_rate=3e-4,
+    warmup_steps=6,
+    lr_scheduler_type="linear",
+    max_steps=STEPS,
+    save_strategy="no",
+    logging_steps=20,
+)
 history, models = {}, {"base": base}
 
 
@@ -272,9 +302,11 @@ def fit(name, trainer):
     seconds = trainer.train().metrics["train_runtime"]
     history[name], models[name] = curve.history, trainer.model
     last = curve.history[-1]
-    print(f"{name}: chosen {last['chosen']:+.3f}, rejected {last['rejected']:+.3f}, "
-          f"log odds ratio {last['margin']:+.2f}, "
-          f"preference accuracy {last['accuracy']:.2f}, {seconds:.0f} s")
+    print(
+        f"{name}: chosen {last['chosen']:+.3f}, rejected {last['rejected']:+.3f}, "
+        f"log odds ratio {last['margin']:+.2f}, "
+        f"preference accuracy {last['accuracy']:.2f}, {seconds:.0f} s"
+    )
 
 
 # %%
@@ -339,14 +371,14 @@ plt.show()
 # One run of one seed could be luck. The recorded runs are longer (250 steps), with three seeds and 420 prompts.
 
 # %%
-recorded = records.load("lab_findings")
+recorded = recorded.load("lab_findings")
 fig, axes = plt.subplots(1, 3, figsize=(10, 3), dpi=80, sharey=True)
 for ax, name in zip(axes, ("SFT", "ORPO β 0.5", "ORPO β 2"), strict=True):
     curves = [run["curve"] for run in lab.recorded(name)]
     plots.preference_curves(ax, curves, f"{name} (3 seeds, n = 210)")
 plt.tight_layout()
 plt.show()
-print(records.caption(recorded))
+print(recorded.caption(recorded))
 
 # %% [markdown]
 # *Figure: recorded log-probs over 250 steps, mean of three seeds with the range as a band. SFT lifts both; ORPO with β 0.5 holds the rejected back; with β 2 the chosen falls below SFT's level, and the rejected far below.*
@@ -368,8 +400,10 @@ for name, model in models.items():
     verdict = evaluation.verify_generations(prompts, written)
     good[name] = evaluation.estimate(verdict.good)
     true, polite, clear = (verdict.content, verdict.manners, verdict.ending)
-    print(f"{name:14s} good {good[name]}, true {true.mean():.2f}, "
-          f"polite {polite.mean():.2f}, to the point {clear.mean():.2f}")
+    print(
+        f"{name:14s} good {good[name]}, true {true.mean():.2f}, "
+        f"polite {polite.mean():.2f}, to the point {clear.mean():.2f}"
+    )
 
 # %%
 names = ["base", "SFT", "SFT, then DPO LR 0.0001"]
@@ -400,9 +434,7 @@ def forward_rows(trainer):
         counted.append(len(args[0] if args else kwargs["input_ids"]))
 
     models_held = [m for m in (trainer.model, getattr(trainer, "ref_model", None)) if m]
-    hooks = [
-        m.register_forward_pre_hook(count, with_kwargs=True) for m in models_held
-    ]
+    hooks = [m.register_forward_pre_hook(count, with_kwargs=True) for m in models_held]
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trainer.compute_loss(trainer.model, inputs)
     for hook in hooks:
@@ -425,10 +457,16 @@ for name, trainer in (("SFT", sft), ("DPO", dpo), ("ORPO", orpo_trainer)):
 import pandas as pd
 
 rows = [
-    {"method": name, "metric": "good, sampled", "value": str(value), "n": value.n,
-     "seeds": 1, "steps": {"base": 0, "SFT, then DPO": 3 * STEPS // 2}.get(name, STEPS)}
+    {
+        "method": name,
+        "metric": "good, sampled",
+        "value": str(value),
+        "n": value.n,
+        "seeds": 1,
+        "steps": {"base": 0, "SFT, then DPO": 3 * STEPS // 2}.get(name, STEPS),
+    }
     for name, value in good.items()
-]  # fmt: skip
+]
 pd.DataFrame(rows).set_index("method")
 
 # %%

@@ -20,7 +20,7 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils import profiles, quiet
+from course_utils.setup import profiles, quiet
 
 profile, reason = profiles.choose()
 if not profile.needs_hub:
@@ -29,8 +29,9 @@ quiet.hide_library_chatter()
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from course_utils import chat, checks, evaluation, mixing, models, plots, records
-from course_utils import sources, world
+from course_utils import chat, evaluation, models, plots, recorded
+from course_utils.data import mixing, sources, world
+from course_utils.exercises import checks
 
 where = profile.data if profile.data in ("world", "hub") else "your folder"
 print(f"profile {profile.name}: {reason}. Data: {where}, seed 11")
@@ -49,11 +50,15 @@ cards = sources.cards()
 pd.set_option("display.max_colwidth", None)
 pd.DataFrame(
     {
-        "source": card.source, "repository": card.repo, "licence": card.license,
-        "rows": card.rows, "in the mix": card.kept("v1.0"), "rule": card.keep or "all",
+        "source": card.source,
+        "repository": card.repo,
+        "licence": card.license,
+        "rows": card.rows,
+        "in the mix": card.kept("v1.0"),
+        "rule": card.keep or "all",
     }
     for card in cards.values()
-).set_index("source")  # fmt: skip
+).set_index("source")
 
 # %% [markdown]
 # Here is what the code reads of one card.
@@ -195,7 +200,7 @@ plt.show()
 # - **rule**: the mark is too low, or the row is flagged. **a rating is missing**: the rule meets no value, and no value satisfies no rule.
 # - **both answers are the same**, **an answer is missing**: nothing to compare.
 # - **control tokens in the text**: a text that spells out `<|eot_id|>` would end its own turn once tokenised, so it can make a model obey it.
-# - **asked in the tests**: section 7. The other reasons stand in `course_utils.sources.REASONS`.
+# - **asked in the tests**: section 7. The other reasons stand in `course_utils.data.sources.REASONS`.
 #
 # One pair of each source (but `toxic`), each text cut to 60 characters:
 
@@ -351,8 +356,10 @@ for name, found in (("with the flag", careful), ("without it", leaky)):
     leaked = [p for p in found.train["prompt"] if numbers(p)]
     text = sum(mixing.questions(p) in tests for p in leaked)
     known = sum(numbers(p) in problems for p in leaked)
-    print(f"{name:13s}: {len(found.train)} pairs, {len(leaked)} three-step problems; "
-          f"{text} in a test's words, {known} with a test's numbers")  # fmt: skip
+    print(
+        f"{name:13s}: {len(found.train)} pairs, {len(leaked)} three-step problems; "
+        f"{text} in a test's words, {known} with a test's numbers"
+    )
 
 # %%
 leak = next(p for p in leaky.train["prompt"] if numbers(p) in problems)
@@ -492,7 +499,7 @@ for name, chosen_cards in (("all rows", everything), ("rules applied", ruled)):
 # %%
 from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(models.reachable_source(profile)[0])
+tokenizer = AutoTokenizer.from_pretrained(models.resolve_model(profile)[0])
 chat.use_llama3_chat(tokenizer)
 sample = mix.train.select(range(min(2500, len(mix.train))))
 rows = [chat.tokenize_pair(tokenizer, pair, max_length=10**6) for pair in sample]
@@ -503,10 +510,14 @@ lengths = {
 longer = evaluation.estimate((lengths["chosen"] - lengths["rejected"]).astype(float))
 whole = pd.Series([len(row.chosen_input_ids) for row in rows])
 cut = (whole > profile.max_length).mean()
-print(f"chosen minus rejected: {longer.value:+.1f} tokens "
-      f"[{longer.low:+.1f}, {longer.high:+.1f}], n = {longer.n:,} pairs")  # fmt: skip
-print(f"prompt and chosen: median {whole.median():.0f}, longest {whole.max()}; "
-      f"{cut:.1%} over this profile's max_length {profile.max_length}")  # fmt: skip
+print(
+    f"chosen minus rejected: {longer.value:+.1f} tokens "
+    f"[{longer.low:+.1f}, {longer.high:+.1f}], n = {longer.n:,} pairs"
+)
+print(
+    f"prompt and chosen: median {whole.median():.0f}, longest {whole.max()}; "
+    f"{cut:.1%} over this profile's max_length {profile.max_length}"
+)
 
 # %%
 by_source = whole.groupby(list(sample["source"]))
@@ -517,8 +528,13 @@ tokens.rename(columns={"size": "pairs", "median": "median tokens", "max": "longe
 fig, ax = plt.subplots(figsize=(6, 2.8), dpi=90)
 title = f"chosen and rejected differ by {longer.value:+.1f} tokens on average"
 top = int(max(side.quantile(0.99) for side in lengths.values()))
-plots.two_histograms(ax, lengths, range(0, top + 1, max(1, top // 50)), title,
-                     f"answer tokens (n = {len(sample):,} pairs)")  # fmt: skip
+plots.two_histograms(
+    ax,
+    lengths,
+    range(0, top + 1, max(1, top // 50)),
+    title,
+    f"answer tokens (n = {len(sample):,} pairs)",
+)
 plt.show()
 
 # %% [markdown]
@@ -564,8 +580,8 @@ print("divisible by 9:", (found["sum"] - listed["sum"]) % 9 == 0)
 # **Predict.** Without `math-preference`, what happens to sums? And to questions of another kind?
 
 # %%
-record = records.load("leave_one_out")
-print(records.caption(record))
+record = recorded.load("leave_one_out")
+print(recorded.caption(record))
 asked_by = pd.Series(lab.evaluation["source"])
 bits = {}
 for training in record["runs"]:
@@ -624,8 +640,8 @@ print(page[page.index("## How it was made") : page.index("## Citation")])
 # How long does that take for the real mix? Recorded, with synthetic rows of the real columns, numbers and lengths:
 
 # %%
-speed = records.load("mix_speed")
-print(records.caption(speed))
+speed = recorded.load("mix_speed")
+print(recorded.caption(speed))
 columns = ["rows", "pairs", "parquet_mib", "near_duplicates", "seconds", "peak_gib"]
 table = pd.DataFrame(speed["runs"])
 table["peak_gib"] = [sum(peaks) for peaks in table["peak_gib"]]

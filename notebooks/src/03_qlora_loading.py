@@ -20,7 +20,7 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils import profiles, quiet
+from course_utils.setup import profiles, quiet
 
 profile, reason = profiles.choose()
 if not profile.needs_hub:
@@ -30,9 +30,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from course_utils import (
-    chat, checks, evaluation, lab, memory, mixing, models, plots, records,
-)  # fmt: skip
+from course_utils import chat, evaluation, lab, models, plots, recorded
+from course_utils.data import mixing
+from course_utils.exercises import checks
+from course_utils.models import memory
 
 SEED, GIB = 0, 2**30
 torch.manual_seed(SEED)
@@ -49,10 +50,14 @@ print(f"profile {profile.name}: {reason}. Seed {SEED}")
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 llama3_8b = LlamaConfig(
-    vocab_size=128256, hidden_size=4096, intermediate_size=14336,
-    num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
     tie_word_embeddings=False,
-)  # fmt: skip
+)
 with torch.device("meta"):
     shape = AutoModelForCausalLM.from_config(llama3_8b)
 
@@ -96,9 +101,12 @@ def lora_linear(x, weight, A, B, alpha):
 from peft import LoraConfig, get_peft_model
 
 adapter = LoraConfig(
-    r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
+    r=16,
+    lora_alpha=32,
+    lora_dropout=0.0,
+    task_type="CAUSAL_LM",
     target_modules=models.LINEAR_LAYERS,  # all seven projections
-)  # fmt: skip
+)
 
 # %%
 small, tokenizer = lab.load_base()
@@ -151,10 +159,13 @@ def first_step(rank, alpha, size=256):
 
 # %%
 steps = pd.DataFrame(
-    {f"alpha {alpha}": [first_step(rank, alpha) for rank in (8, 16, 64)]
-     for alpha in (16, 32)} | {"alpha 2r": [first_step(r, 2 * r) for r in (8, 16, 64)]},
+    {
+        f"alpha {alpha}": [first_step(rank, alpha) for rank in (8, 16, 64)]
+        for alpha in (16, 32)
+    }
+    | {"alpha 2r": [first_step(r, 2 * r) for r in (8, 16, 64)]},
     index=pd.Index((8, 16, 64), name="rank"),
-)  # fmt: skip
+)
 (steps / steps.loc[8, "alpha 16"]).round(2)
 
 # %% [markdown]
@@ -256,22 +267,29 @@ plt.show()
 import numpy as np
 from scipy.stats import kurtosis
 
-beaten = {name: sum(a < b for a, b in zip(lost["NF4"], lost[name], strict=True))
-          for name in list(codes)[1:]}  # fmt: skip
+beaten = {
+    name: sum(a < b for a, b in zip(lost["NF4"], lost[name], strict=True))
+    for name in list(codes)[1:]
+}
 for name, values in lost.items():
     won = f"; NF4 loses less on {beaten[name]} of {n}" if name in beaten else ""
     print(f"{name:11s} mean {sum(values) / n:.3f} over {n} matrices{won}")
 tails = [kurtosis(matrix.flatten()) for matrix in real]
 worst = lost["NF4"].index(max(lost["NF4"]))
-print(f"excess kurtosis (normal: 0): median matrix {np.median(tails):.1f}, "
-      f"the one where NF4 loses most {tails[worst]:.1f}")
+print(
+    f"excess kurtosis (normal: 0): median matrix {np.median(tails):.1f}, "
+    f"the one where NF4 loses most {tails[worst]:.1f}"
+)
 
 # %%
 names = [name.split(".") for name, _ in small.named_parameters() if "_proj" in name]
 by_layer = pd.DataFrame(
-    {"layer": [int(parts[2]) for parts in names],
-     "projection": [parts[4] for parts in names], "error": lost["NF4"]}
-)  # fmt: skip
+    {
+        "layer": [int(parts[2]) for parts in names],
+        "projection": [parts[4] for parts in names],
+        "error": lost["NF4"],
+    }
+)
 by_layer.pivot(index="layer", columns="projection", values="error").round(3)
 
 # %% [markdown]
@@ -301,8 +319,10 @@ stored = packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
 saved = single - double
 print(f"bits a weight: {single:.3f} single, {double:.3f} double, {saved:.3f} saved")
 print(f"measured on {big.numel():,} weights: {8 * stored / big.numel():.3f}")
-print(f"8B projections: {linear * double / 8 / GIB:.2f} GiB, "
-      f"{linear * saved / 8 / GIB:.2f} less than with single")
+print(
+    f"8B projections: {linear * double / 8 / GIB:.2f} GiB, "
+    f"{linear * saved / 8 / GIB:.2f} less than with single"
+)
 
 
 # %% [markdown]
@@ -337,8 +357,12 @@ bills = {
 # %%
 sums = {name: sum(parts.values()) for name, parts in bills.items()}
 fig, ax = plt.subplots(figsize=(7, 2.6), dpi=90)
-plots.stacked_gib(ax, bills, "QLoRA: Llama 3 8B and all it trains in 6 GiB (computed)",
-                  limit=(memory.CARDS_GIB["L4"], "L4"))
+plots.stacked_gib(
+    ax,
+    bills,
+    "QLoRA: Llama 3 8B and all it trains in 6 GiB (computed)",
+    limit=(memory.CARDS_GIB["L4"], "L4"),
+)
 plt.show()
 
 # %% [markdown]
@@ -385,8 +409,10 @@ moves = {name: after_50_steps(kind) for name, kind in optimizers.items()}
 reference = moves["adamw_torch"][0]
 for name, (move, size) in moves.items():
     off = (move - reference).norm() / reference.norm()
-    print(f"{name:17s} {size:5.2f} bytes a weight, {trained * size / GIB:.2f} GiB for "
-          f"LoRA at 8B; moves differ by {off:.1%}")
+    print(
+        f"{name:17s} {size:5.2f} bytes a weight, {trained * size / GIB:.2f} GiB for "
+        f"LoRA at 8B; moves differ by {off:.1%}"
+    )
 
 # %% [markdown]
 # A quarter of the bytes, for steps that differ by little.
@@ -397,7 +423,7 @@ for name, (move, size) in moves.items():
 # Weights are what stays; a step adds what backward needs.
 # Three things grow with the batch: **activations** (each layer's input is kept, the rest computed again: *gradient checkpointing*),
 # the tensors of the layer that backward is in, and the **logits**, 128,256 numbers for each token.
-# `course_utils.memory` adds them up from the configuration, formula by formula, without a GPU.
+# `course_utils.models.memory` adds them up from the configuration, formula by formula, without a GPU.
 # Its static part must be the bill of section 5.
 
 # %%
@@ -429,9 +455,12 @@ share = logits / step["TRL, 8 pairs × 1"].peak_gib
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3), dpi=90)
-plots.stacked_gib(ax, {name: found.in_five() for name, found in step.items()},
-                  f"Logits are {share:.0%} of a step with 8 pairs (predicted)",
-                  limit=(memory.CARDS_GIB["L4"], "L4"))
+plots.stacked_gib(
+    ax,
+    {name: found.in_five() for name, found in step.items()},
+    f"Logits are {share:.0%} of a step with 8 pairs (predicted)",
+    limit=(memory.CARDS_GIB["L4"], "L4"),
+)
 plt.show()
 
 # %% [markdown]
@@ -444,11 +473,11 @@ plt.show()
 
 # %%
 try:
-    measured = records.load("memory")
+    measured = recorded.load("memory")
 except FileNotFoundError:
-    print("not recorded yet; on a GPU tests/gpu/measure_memory.py writes the record")
+    print("not recorded yet; on a GPU tests/benchmarks/measure_memory.py writes it")
 else:
-    print(records.caption(measured))
+    print(recorded.caption(measured))
     columns = ["name", "predicted_gib", "measured_gib", "off_by"]
     print(pd.DataFrame(measured["runs"])[columns].round(3).to_string(index=False))
 
@@ -462,7 +491,7 @@ print(f"L4, 8 × 1: {memory.fits('L4', llama3_8b, a100)}")
 
 # %% [markdown]
 # The changes are tried one by one in the same formulas, the most effective first.
-# If a run fills the card all the same, `course_utils.resilience.watched(trainer)` turns the error into such a list.
+# If a run fills the card all the same, `course_utils.training.resilience.watched(trainer)` turns the error into such a list.
 #
 # ## 7. What do four bits do to the answers?
 #
@@ -475,7 +504,7 @@ import gc
 
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
-source, note = models.reachable_source(profile)
+source, note = models.resolve_model(profile)
 dtype = models.compute_dtype(profile)
 attention, why = models.probe_attention()
 
@@ -496,10 +525,13 @@ def load(quant_type=None):
         bnb_4bit_compute_dtype=dtype,
     )
     return AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+        source,
+        dtype=dtype,
+        attn_implementation=attention,
+        use_safetensors=True,
         quantization_config=four_bit if quant_type else None,
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
-    )  # fmt: skip
+    )
 
 
 # %%
@@ -529,8 +561,10 @@ for name in ("NF4", "FP4"):
     mean, size = evaluation.estimate(moved), evaluation.estimate(abs(moved))
     damage[name] = evaluation.compare_paired(exact.preferred, scores[name].preferred)
     print(f"{name}: log P(chosen) of {mean.n} pairs, nats per token:")
-    print(f"  mean shift {mean.value:+.4f} [{mean.low:+.4f}, {mean.high:+.4f}],"
-          f" mean size {size.value:.4f} [{size.low:.4f}, {size.high:.4f}]")
+    print(
+        f"  mean shift {mean.value:+.4f} [{mean.low:+.4f}, {mean.high:+.4f}],"
+        f" mean size {size.value:.4f} [{size.low:.4f}, {size.high:.4f}]"
+    )
     print(f"  preference accuracy: {damage[name]}")
 print(f"accuracy in {profile.dtype}: {evaluation.estimate(exact.preferred)}")
 
@@ -609,26 +643,45 @@ lab_held_out = list(lab_mix.evaluation)[:105]
 # The learning rate suits a model of 3.5 million weights; 8B wants one far lower.
 
 # %%
-def qlora_trainer(token_ids, learning_rate=3e-3, steps=STEPS, dtype=torch.float32,
-                  layers=models.LINEAR_LAYERS):
+def qlora_trainer(
+    token_ids,
+    learning_rate=3e-3,
+    steps=STEPS,
+    dtype=torch.float32,
+    layers=models.LINEAR_LAYERS,
+):
     transformers.set_seed(SEED)
     trainer = ORPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(
             lab.BASE_MODEL, dtype=dtype, quantization_config=models.nf4_config(dtype)
         ),
         args=ORPOConfig(
-            beta=0.5, learning_rate=learning_rate, max_steps=steps, max_length=256,
-            per_device_train_batch_size=BATCH, bf16=dtype == torch.bfloat16,
-            gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(),
-            output_dir="outputs/03", save_strategy="no", report_to="none",
-            disable_tqdm=True, remove_unused_columns=False, seed=SEED,
+            beta=0.5,
+            learning_rate=learning_rate,
+            max_steps=steps,
+            max_length=256,
+            per_device_train_batch_size=BATCH,
+            bf16=dtype == torch.bfloat16,
+            gradient_checkpointing=False,
+            use_cpu=not torch.cuda.is_available(),
+            output_dir="outputs/03",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            seed=SEED,
         ),
-        train_dataset=train_pairs, processing_class=tokenizer,
+        train_dataset=train_pairs,
+        processing_class=tokenizer,
         peft_config=LoraConfig(
-            r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
-            target_modules=layers, trainable_token_indices=token_ids,
+            r=16,
+            lora_alpha=32,
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+            target_modules=layers,
+            trainable_token_indices=token_ids,
         ),
-    )  # fmt: skip
+    )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
@@ -645,8 +698,10 @@ ceiling = 1 / twins.sum()
 print(f"ceiling 1/{twins.sum()} = {ceiling:.4f}; n = {len(lab_held_out)}, seed {SEED}")
 for name, (end, all_twins, likeliest) in p_end.items():
     mean = evaluation.estimate(end)
-    print(f"{name:26s} P(end) {mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}]; "
-          f"twins together {all_twins.mean():.2f}; likeliest in {likeliest.mean():.0%}")
+    print(
+        f"{name:26s} P(end) {mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}]; "
+        f"twins together {all_twins.mean():.2f}; likeliest in {likeliest.mean():.0%}"
+    )
 
 # %% [markdown]
 # All three runs have learned *when* to end: the twins together are nearly certain.
@@ -656,7 +711,7 @@ for name, (end, all_twins, likeliest) in p_end.items():
 # What that does to whole answers was recorded over 124 steps and three seeds.
 
 # %%
-print(records.caption(records.load("lab_findings")))
+print(recorded.caption(recorded.load("lab_findings")))
 recorded = ["LoRA LR 0.003, β 0.5", "LoRA, chat tokens not trained"]
 for name in recorded:
     ended = [run["sampled"]["ended"] for run in lab.recorded(name)]
@@ -674,8 +729,11 @@ lab.summary(recorded)
 # **Predict.** Attention's four, or the MLP's three: which get further in the same 32 steps?
 
 # %%
-layers = {"all seven": models.LINEAR_LAYERS, "attention": models.LINEAR_LAYERS[:4],
-          "MLP": models.LINEAR_LAYERS[4:]}  # fmt: skip
+layers = {
+    "all seven": models.LINEAR_LAYERS,
+    "attention": models.LINEAR_LAYERS[:4],
+    "MLP": models.LINEAR_LAYERS[4:],
+}
 by_layers = {}
 for name, targets in layers.items():
     if name != "all seven":  # the last run above
@@ -690,10 +748,13 @@ for name, found_scores in by_layers.items():
     here = replace(plain, targets=tuple(layers[name]))
     gib = memory.static_bytes(llama3_8b, here)["adapter"] / GIB
     gap = evaluation.estimate(found_scores.chosen - found_scores.rejected)
-    print(f"{name:10s} {gib:.2f} GiB of adapter at 8B; log-prob chosen - rejected "
-          f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]")
-versus = evaluation.compare_paired(by_layers["attention"].preferred,
-                                   by_layers["MLP"].preferred)  # fmt: skip
+    print(
+        f"{name:10s} {gib:.2f} GiB of adapter at 8B; log-prob chosen - rejected "
+        f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+    )
+versus = evaluation.compare_paired(
+    by_layers["attention"].preferred, by_layers["MLP"].preferred
+)
 print(f"preferred, MLP against attention: {versus}; one seed")
 
 # %% [markdown]
@@ -758,8 +819,10 @@ for name, mend in {"as TRL leaves it": False, "mended": True}.items():
     trainer.train()
     stuck[name] = (rows == start).float().mean().item()
     lora_dtype = next(p.dtype for n, p in trained_now.items() if "lora_" in n)
-    print(f"{name}: LoRA {lora_dtype}, rows of the head {rows.dtype}, "
-          f"{stuck[name]:.0%} of their {rows.numel()} numbers never moved")
+    print(
+        f"{name}: LoRA {lora_dtype}, rows of the head {rows.dtype}, "
+        f"{stuck[name]:.0%} of their {rows.numel()} numbers never moved"
+    )
 
 # %% [markdown]
 # TRL 1.16 casts the embeddings and the head of a 4-bit model to bfloat16, and the trained rows with them.
@@ -780,8 +843,10 @@ found = [
     ("NF4", "relative error (range)", f"{mean:.3f} ({low:.3f}–{high:.3f})", n),
     ("NF4", "change of preference accuracy", changed, len(held_out)),
     ("QLoRA at 8B", "weights, training state", f"{sums['QLoRA']:.2f} GiB, computed", 1),
-    *((name, "peak of a step at 8B", f"{p.peak_gib:.1f} GiB, predicted", 1)
-      for name, p in step.items()),
+    *(
+        (name, "peak of a step at 8B", f"{p.peak_gib:.1f} GiB, predicted", 1)
+        for name, p in step.items()
+    ),
 ]
 for name, (end, _, _) in list(p_end.items())[1:]:
     found.append((f"token rows: {name}", "P(end)", f"{end.mean():.4f}", len(end)))

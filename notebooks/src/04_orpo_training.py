@@ -20,7 +20,7 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils import profiles, quiet
+from course_utils.setup import profiles, quiet
 
 profile, reason = profiles.choose()
 if not profile.needs_hub:
@@ -32,7 +32,9 @@ import pandas as pd
 import torch
 import transformers
 
-from course_utils import chat, checks, evaluation, lab, mixing, models, plots, records
+from course_utils import chat, evaluation, lab, models, plots, recorded
+from course_utils.data import mixing
+from course_utils.exercises import checks
 
 print(f"profile {profile.name}: {reason}")
 
@@ -81,26 +83,44 @@ def fresh_lab_model():
 def settings(steps, **changes):
     """The article's settings on the lab, changed where a cell says so."""
     article = dict(
-        learning_rate=8e-6, beta=0.1, lr_scheduler_type="linear", warmup_steps=10,
-        per_device_train_batch_size=8, max_steps=steps, max_length=256,
-        output_dir="outputs/04/lab", save_strategy="no", logging_steps=20,
-        report_to="none", disable_tqdm=True, bf16=False, use_cpu=True,
-        gradient_checkpointing=False, remove_unused_columns=False, seed=0,
-    )  # fmt: skip
+        learning_rate=8e-6,
+        beta=0.1,
+        lr_scheduler_type="linear",
+        warmup_steps=10,
+        per_device_train_batch_size=8,
+        max_steps=steps,
+        max_length=256,
+        output_dir="outputs/04/lab",
+        save_strategy="no",
+        logging_steps=20,
+        report_to="none",
+        disable_tqdm=True,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        remove_unused_columns=False,
+        seed=0,
+    )
     return ORPOConfig(**article | changes)
 
 
 # %%
 ARTICLE_LORA = LoraConfig(
-    r=16, lora_alpha=32, lora_dropout=0.05, task_type="CAUSAL_LM",
+    r=16,
+    lora_alpha=32,
+    lora_dropout=0.05,
+    task_type="CAUSAL_LM",
     target_modules=models.LINEAR_LAYERS,
-)  # fmt: skip
+)
 base, tokenizer, control_ids = fresh_lab_model()
 article_strings = lab.count_prompt_twice(lab_pairs, tokenizer)
 article = ORPOTrainer(
-    base, settings(60), train_dataset=article_strings, processing_class=tokenizer,
+    base,
+    settings(60),
+    train_dataset=article_strings,
+    processing_class=tokenizer,
     peft_config=ARTICLE_LORA,
-)  # fmt: skip
+)
 curve = evaluation.PreferenceCurve(tokenizer, held_out, every=30, max_length=256)
 article.add_callback(curve)
 article.remove_callback(transformers.PrinterCallback)
@@ -112,7 +132,7 @@ pd.DataFrame(curve.history).set_index("step").round(3)
 
 # %%
 names = ["base, Llama 3 chat", "LoRA LR 8e-06, β 0.1"]
-print(records.caption(records.load("lab_findings")))
+print(recorded.caption(recorded.load("lab_findings")))
 lab.summary(names)
 
 # %% [markdown]
@@ -160,9 +180,11 @@ print(f"{count} scored tokens:\n{text}")
 
 # %%
 raw_messages = ORPOTrainer(
-    fresh_lab_model()[0], settings(60), train_dataset=lab_pairs,
+    fresh_lab_model()[0],
+    settings(60),
+    train_dataset=lab_pairs,
     processing_class=tokenizer,
-)  # fmt: skip
+)
 count, text = labels_as_text(raw_messages)
 print(f"{count} scored tokens:\n{text}\n")
 rows = chat.assert_labels_hold_no_user_text(raw_messages, tokenizer, lab_pairs)
@@ -206,10 +228,14 @@ for bits, label, style in (
     ax.errorbar(rate, means, [low, high], fmt=style, color="k", label=label, capsize=2)
 ax.set_xscale("log")
 ax.legend(frameon=False, fontsize=8)
-plots.tidy(ax, "LoRA learns nothing below 1e-3 (β 0.1, 124 steps, 3 seeds, n = 420)",
-           "learning rate", "share of held-out prompts")
+plots.tidy(
+    ax,
+    "LoRA learns nothing below 1e-3 (β 0.1, 124 steps, 3 seeds, n = 420)",
+    "learning rate",
+    "share of held-out prompts",
+)
 plt.show()
-print(records.caption(records.load("lab_findings")))
+print(recorded.caption(recorded.load("lab_findings")))
 
 # %% [markdown]
 # *Figure: recorded preference accuracy and share of good sampled answers over learning rates from 8e-6 to 1e-2, with 95 % intervals over prompts; both stay at the base's level up to 3e-4 and rise until 3e-3; at 1e-2 the accuracy holds and the answers get worse.*
@@ -256,8 +282,10 @@ print(f"base: P(end token) after an answer {end_probability(fresh, held_out[:35]
 
 # %%
 dropouts = [m.p for m in article.model.modules() if isinstance(m, torch.nn.Dropout)]
-print(f"config says {article.model.peft_config['default'].lora_dropout}, "
-      f"the {len(dropouts)} dropout layers have p = {set(dropouts)}")
+print(
+    f"config says {article.model.peft_config['default'].lora_dropout}, "
+    f"the {len(dropouts)} dropout layers have p = {set(dropouts)}"
+)
 
 # %% [markdown]
 # All dropout is off while the configuration still claims 0.05.
@@ -272,10 +300,12 @@ long = {"role": "user", "content": "What is the river of Marsenmo? " * 40}
 poisoned = lab_pairs.select(range(12)).to_list()
 poisoned[3] = {**poisoned[3], "prompt": [long]}
 poisoned_trainer = ORPOTrainer(
-    fresh_lab_model()[0], settings(2, learning_rate=3e-3, logging_steps=1),
-    train_dataset=Dataset.from_list(poisoned), processing_class=tokenizer,
+    fresh_lab_model()[0],
+    settings(2, learning_rate=3e-3, logging_steps=1),
+    train_dataset=Dataset.from_list(poisoned),
+    processing_class=tokenizer,
     peft_config=ARTICLE_LORA,
-)  # fmt: skip
+)
 poisoned_trainer.remove_callback(transformers.PrinterCallback)
 poisoned_trainer.train()
 logged = [log["loss"] for log in poisoned_trainer.state.log_history if "loss" in log]
@@ -308,9 +338,12 @@ other.chat_template = chatml
 ends = chat.tokenize_pair(other, lab_pairs[0], 256).chosen_input_ids[-4:]
 print("the answer's last tokens:", other.convert_ids_to_tokens(ends))
 text = tokenizer.apply_chat_template(held_out[0]["prompt"], tokenize=False)
-print("BOS when tokenised again:", tokenizer(text)["input_ids"].count(0),
-      "| with add_special_tokens=False:",
-      tokenizer(text, add_special_tokens=False)["input_ids"].count(0))
+print(
+    "BOS when tokenised again:",
+    tokenizer(text)["input_ids"].count(0),
+    "| with add_special_tokens=False:",
+    tokenizer(text, add_special_tokens=False)["input_ids"].count(0),
+)
 
 # %% [markdown]
 # ## 4. The settings that work
@@ -389,13 +422,20 @@ config = ORPOConfig(
 
 # %%
 curve = evaluation.PreferenceCurve(
-    tokenizer, shown, every=31, max_length=profile.max_length,
+    tokenizer,
+    shown,
+    every=31,
+    max_length=profile.max_length,
     on_point=plots.LiveCurves(f"held out (1 seed, n = {len(shown)})"),
-)  # fmt: skip
+)
 mended = ORPOTrainer(
-    model, config, train_dataset=train, processing_class=tokenizer, peft_config=adapter,
+    model,
+    config,
+    train_dataset=train,
+    processing_class=tokenizer,
+    peft_config=adapter,
     callbacks=[curve],
-)  # fmt: skip
+)
 models.keep_trained_in_fp32(mended.model)  # TRL casts trained token rows to bf16
 chat.assert_labels_hold_no_user_text(mended, tokenizer, train)
 mended.remove_callback(transformers.PrinterCallback)
@@ -446,8 +486,10 @@ scores = {"mended": score()}
 with mended.model.disable_adapter():
     scores["base"] = score()
 for name in ("base", "mended"):
-    print(f"{name}: preference accuracy {evaluation.estimate(scores[name].preferred)}, "
-          f"log odds ratio {evaluation.estimate(scores[name].margin)}, n = {len(test)}")
+    print(
+        f"{name}: preference accuracy {evaluation.estimate(scores[name].preferred)}, "
+        f"log odds ratio {evaluation.estimate(scores[name].margin)}, n = {len(test)}"
+    )
 print(f"P(end token) after an answer {end_probability(mended.model, test[:35])}")
 
 # %% [markdown]
@@ -502,13 +544,14 @@ else:
 # %%writefile outputs/04/resume.py
 import sys
 
-from course_utils import profiles
+from course_utils.setup import profiles
 
 profiles.stay_offline()
 from peft import LoraConfig
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import chat, lab, mixing, models
+from course_utils import chat, lab, models
+from course_utils.data import mixing
 
 
 def make_trainer(folder):
@@ -517,12 +560,12 @@ def make_trainer(folder):
     lora = LoraConfig(
         r=16, lora_alpha=32, task_type="CAUSAL_LM", target_modules=models.LINEAR_LAYERS,
         trainable_token_indices={"embed_tokens": ids, "lm_head": ids},
-    )  # fmt: skip
+    )
     config = ORPOConfig(
         output_dir=folder, max_steps=16, save_steps=8, learning_rate=3e-3, beta=0.5,
         max_length=256, report_to="none", disable_tqdm=True, bf16=False, use_cpu=True,
         gradient_checkpointing=False, remove_unused_columns=False, seed=0,
-    )  # fmt: skip
+    )
     pairs = mixing.build().train.select(range(200))
     pairs = pairs.select_columns(["prompt", "chosen", "rejected"])
     return ORPOTrainer(

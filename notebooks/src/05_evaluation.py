@@ -20,7 +20,7 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils import profiles, quiet
+from course_utils.setup import profiles, quiet
 
 profile, reason = profiles.choose()
 if not profile.needs_hub:
@@ -33,7 +33,9 @@ import torch
 import transformers
 from scipy import stats
 
-from course_utils import chat, checks, evaluation, lab, mixing, models, plots, records
+from course_utils import chat, evaluation, lab, models, plots, recorded
+from course_utils.data import mixing
+from course_utils.exercises import checks
 
 SEED = 0
 print(f"profile {profile.name}: {reason}. Seed {SEED}")
@@ -108,26 +110,41 @@ print(f"{STEPS * batch} pairs to train, {len(held_out)} held out")
 
 # %%
 adapter = LoraConfig(
-    r=profile.lora_rank, lora_alpha=profile.lora_alpha, lora_dropout=0.0,
-    target_modules=models.LINEAR_LAYERS, task_type="CAUSAL_LM",
+    r=profile.lora_rank,
+    lora_alpha=profile.lora_alpha,
+    lora_dropout=0.0,
+    target_modules=models.LINEAR_LAYERS,
+    task_type="CAUSAL_LM",
     trainable_token_indices={"embed_tokens": control_ids, "lm_head": control_ids},
-)  # fmt: skip
+)
 config = ORPOConfig(
-    beta=profile.beta, learning_rate=profile.learning_rate,
-    warmup_steps=min(10, STEPS // 2), max_steps=STEPS, optim=profile.optim,
-    max_length=profile.max_length, seed=SEED,
+    beta=profile.beta,
+    learning_rate=profile.learning_rate,
+    warmup_steps=min(10, STEPS // 2),
+    max_steps=STEPS,
+    optim=profile.optim,
+    max_length=profile.max_length,
+    seed=SEED,
     per_device_train_batch_size=profile.per_device_batch_size,
     gradient_accumulation_steps=profile.gradient_accumulation_steps,
     gradient_checkpointing=profile.gradient_checkpointing,
-    bf16=profile.dtype == "bfloat16", fp16=profile.dtype == "float16",
-    use_cpu=not torch.cuda.is_available(), output_dir="outputs/05", save_strategy="no",
-    logging_nan_inf_filter=False, remove_unused_columns=False, report_to="none",
+    bf16=profile.dtype == "bfloat16",
+    fp16=profile.dtype == "float16",
+    use_cpu=not torch.cuda.is_available(),
+    output_dir="outputs/05",
+    save_strategy="no",
+    logging_nan_inf_filter=False,
+    remove_unused_columns=False,
+    report_to="none",
     disable_tqdm=True,
-)  # fmt: skip
+)
 trainer = ORPOTrainer(
-    model, config, train_dataset=Dataset.from_list(train[: STEPS * batch]),
-    processing_class=tokenizer, peft_config=adapter,
-)  # fmt: skip
+    model,
+    config,
+    train_dataset=Dataset.from_list(train[: STEPS * batch]),
+    processing_class=tokenizer,
+    peft_config=adapter,
+)
 widened = models.keep_trained_in_fp32(trainer.model)
 
 # %% [markdown]
@@ -135,8 +152,8 @@ widened = models.keep_trained_in_fp32(trainer.model)
 # what it writes, and lm-evaluation-harness, which section 7 explains.
 
 # %%
-from course_utils.benchmarks import harness
-from course_utils.benchmarks import lab as lab_tasks
+from course_utils.evaluation.benchmarks import harness
+from course_utils.evaluation.benchmarks import lab as lab_tasks
 
 few = [pair["prompt"] for pair in held_out[: profile.at_most(70)]]
 items = lab_tasks.rows(per_source=profile.at_most(20 * 7) // 7)  # of seven sources
@@ -152,8 +169,9 @@ ARMS = {
 
 def measure_all(model):
     """The model's scores of pairs, what it writes, and its choices in the harness."""
-    found = {"pairs": evaluation.score_pairs(model, tokenizer, held_out,
-                                             profile.max_length)}  # fmt: skip
+    found = {
+        "pairs": evaluation.score_pairs(model, tokenizer, held_out, profile.max_length)
+    }
     found["greedy"] = evaluation.generate(model, tokenizer, few, temperature=0)
     for arm, (task, in_chat) in ARMS.items():
         run = harness.run(model, tokenizer, [task], [folder], chat_template=in_chat)
@@ -167,8 +185,10 @@ trainer.remove_callback(transformers.PrinterCallback)
 trainer.train()
 orpo = measure_all(trainer.model)
 for name, found in (("base", base), ("ORPO", orpo)):
-    print(f"{name}: accuracy {evaluation.estimate(found['pairs'].preferred)}, "
-          f"log-odds {evaluation.estimate(found['pairs'].margin)} nats")
+    print(
+        f"{name}: accuracy {evaluation.estimate(found['pairs'].preferred)}, "
+        f"log-odds {evaluation.estimate(found['pairs'].margin)} nats"
+    )
 
 # %% [markdown]
 # On the lab the two intervals lie far apart, so there the verdict is easy.
@@ -248,13 +268,16 @@ for measure in BITS:
     first, second = (table_of(name, measure) for name in CLOSE)
     saved[measure] = worth = (first.var(1) + second.var(1)) / (second - first).var(1)
     rows += [
-        {"measure": measure, "seed": seed,
-         "ORPO minus DPO, paired": str(evaluation.compare_paired(a, b)),
-         "p of separate samples": f"{stats.ttest_ind(a, b).pvalue:.2g}",
-         "420 pairs are worth": f"{420 * ratio:.0f}"}
+        {
+            "measure": measure,
+            "seed": seed,
+            "ORPO minus DPO, paired": str(evaluation.compare_paired(a, b)),
+            "p of separate samples": f"{stats.ttest_ind(a, b).pvalue:.2g}",
+            "420 pairs are worth": f"{420 * ratio:.0f}",
+        }
         for seed, (a, b, ratio) in enumerate(zip(first, second, worth, strict=True))
-    ]  # fmt: skip
-print(records.caption(records.load("lab_findings")))
+    ]
+print(recorded.caption(recorded.load("lab_findings")))
 pd.DataFrame(rows).set_index(["measure", "seed"])
 
 
@@ -283,12 +306,16 @@ for changed in (0.05, 0.15, 0.4):
     for n in (10, 100, 420, 800):
         gap = evaluation.detectable_difference(n, changed)
         found = np.isfinite(gap)
-        rows.append({
-            "pairs that change": f"{changed:.0%}", "n": n,
-            "detectable": f"{gap:.3f}" if found else "nothing",
-            "found in (simulated)": f"{simulated_power(n, changed, gap):.0%}"
-            if found else "–",
-        })  # fmt: skip
+        rows.append(
+            {
+                "pairs that change": f"{changed:.0%}",
+                "n": n,
+                "detectable": f"{gap:.3f}" if found else "nothing",
+                "found in (simulated)": f"{simulated_power(n, changed, gap):.0%}"
+                if found
+                else "–",
+            }
+        )
 pd.DataFrame(rows).set_index(["pairs that change", "n"])
 
 # %% [markdown]
@@ -298,10 +325,12 @@ pd.DataFrame(rows).set_index(["pairs that change", "n"])
 # One more trap: picking the best of many. Suppose that all methods of the sweep are equally good.
 
 # %%
-methods = sorted({run["name"] for run in records.load("lab_findings")["runs"]})
+methods = sorted({run["name"] for run in recorded.load("lab_findings")["runs"]})
 best = rng.binomial(420, 0.5, size=(10_000, len(methods))).max(1) / 420
-print(f"{len(methods)} equal methods, truth 0.50, n 420: "
-      f"the best measures {best.mean():.3f}")  # fmt: skip
+print(
+    f"{len(methods)} equal methods, truth 0.50, n 420: "
+    f"the best measures {best.mean():.3f}"
+)
 
 # %% [markdown]
 # The winner of a sweep looks better than it is, so measure it again on pairs that the sweep did not use.
@@ -314,8 +343,13 @@ print(f"{len(methods)} equal methods, truth 0.50, n 420: "
 # **Predict.** A run with a learning rate that is a little too low: do three seeds agree?
 
 # %%
-names = ["SFT", "ORPO β 0.5", "LoRA LR 0.003, β 0.5", "LoRA LR 0.001, β 0.5",
-         "LoRA LR 0.001, β 1"]  # fmt: skip
+names = [
+    "SFT",
+    "ORPO β 0.5",
+    "LoRA LR 0.003, β 0.5",
+    "LoRA LR 0.001, β 0.5",
+    "LoRA LR 0.001, β 1",
+]
 greedy = {name: table_of(name, "good, greedy") for name in names}
 over_prompts = [evaluation.estimate(table.mean(0)) for table in greedy.values()]
 over_both = [evaluation.estimate_over_seeds(table) for table in greedy.values()]
@@ -325,15 +359,25 @@ wider = [
 ]
 fig, ax = plt.subplots(figsize=(7, 3), dpi=90)
 for row, (name, both) in enumerate(zip(names, over_both, strict=True)):
-    ax.plot([both.low, both.high], [row, row], color=plots.COLOURS["base"], lw=6,
-            alpha=0.4, label=None if row else "other seeds and prompts")  # fmt: skip
+    ax.plot(
+        [both.low, both.high],
+        [row, row],
+        color=plots.COLOURS["base"],
+        lw=6,
+        alpha=0.4,
+        label=None if row else "other seeds and prompts",
+    )
     ax.plot(greedy[name].mean(1), [row] * 3, "x", color="black", ms=7)
 plots.estimates(ax, names, over_prompts, "", "")
 ax.set_xlim(0, 1)
 ax.legend(frameon=False, fontsize=8, loc="upper center")
-plots.tidy(ax, f"With the seeds, intervals are {min(wider):.1f} to {max(wider):.1f} "
-           "times as wide (3 seeds, n = 420)",
-           "good, greedy: mean and 95 % interval; × single seeds", "")  # fmt: skip
+plots.tidy(
+    ax,
+    f"With the seeds, intervals are {min(wider):.1f} to {max(wider):.1f} "
+    "times as wide (3 seeds, n = 420)",
+    "good, greedy: mean and 95 % interval; × single seeds",
+    "",
+)
 plt.tight_layout()
 plt.show()
 
@@ -357,8 +401,9 @@ for name, prompts, both in zip(names, over_prompts, over_both, strict=True):
 blind = evaluation.side_by_side(
     few[:6],
     {"base": base["greedy"][:6], "ORPO": orpo["greedy"][:6]},
-    seed=SEED, longest=220,
-)  # fmt: skip
+    seed=SEED,
+    longest=220,
+)
 blind
 
 # %% [markdown]
@@ -407,10 +452,14 @@ for flaw, choice in zip(items[1]["flaws"], items[1]["choices"], strict=True):
 # %%
 result = orpo["chat format, bare question"]
 contexts = [
-    tokenizer.apply_chat_template([{"role": "user", "content": item["question"]}],
-                                  add_generation_prompt=True, tokenize=False)
-    for item in items for _ in range(4)
-]  # fmt: skip
+    tokenizer.apply_chat_template(
+        [{"role": "user", "content": item["question"]}],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    for item in items
+    for _ in range(4)
+]
 answers = [answer for item in items for answer in item["choices"]]
 own = evaluation.score_answers(trainer.model, tokenizer, contexts, answers)
 own, theirs = own.total.reshape(-1, 4), np.stack(result.answers)
@@ -420,11 +469,15 @@ first, second = np.sort(own)[:, -1], np.sort(own)[:, -2]
 near = first - second <= 2 * np.ptp(apart, axis=1)  # too close for 16-bit arithmetic
 same = (own.argmax(1) == gold) == result.metrics["acc"]
 assert (same | near).all()
-print(f"the same choice in {same.sum()} of {len(items)} items. "
-      "Log-likelihoods of the first item:")  # fmt: skip
+print(
+    f"the same choice in {same.sum()} of {len(items)} items. "
+    "Log-likelihoods of the first item:"
+)
 print("  the harness", theirs[0].round(3), "\n  ours       ", own[0].round(3))
-print(f"apart by {apart.min():.4f} to {apart.max():.4f} nats, within an item by at "
-      f"most {np.ptp(apart, axis=1).max():.4f}")  # fmt: skip
+print(
+    f"apart by {apart.min():.4f} to {apart.max():.4f} nats, within an item by at "
+    f"most {np.ptp(apart, axis=1).max():.4f}"
+)
 
 
 # %% [markdown]
@@ -446,18 +499,25 @@ rows = []
 for arm in ARMS:
     for name, found in (("base", base), ("ORPO", orpo)):
         metrics, flaws = found[arm].metrics, chosen_flaws(found[arm])
-        rows.append({
-            "format": arm, "model": name,
-            **{m: str(evaluation.estimate(metrics[m] == 1)) for m in metrics},
-            **{f"falls for {f}": f"{(flaws == f).mean():.2f}"
-               for f in lab_tasks.FLAWS[1:]},
-        })  # fmt: skip
+        rows.append(
+            {
+                "format": arm,
+                "model": name,
+                **{m: str(evaluation.estimate(metrics[m] == 1)) for m in metrics},
+                **{
+                    f"falls for {f}": f"{(flaws == f).mean():.2f}"
+                    for f in lab_tasks.FLAWS[1:]
+                },
+            }
+        )
 print(f"n = {len(items)}, chance 0.25, 1 seed")
 pd.DataFrame(rows).set_index(["format", "model"])
 
 # %%
-acc = {name: {arm: found[arm].metrics["acc"] for arm in ARMS}
-       for name, found in (("base", base), ("ORPO", orpo))}  # fmt: skip
+acc = {
+    name: {arm: found[arm].metrics["acc"] for arm in ARMS}
+    for name, found in (("base", base), ("ORPO", orpo))
+}
 plain, bare, framed = ARMS
 for name in acc:
     change = evaluation.compare_paired(acc[name][plain], acc[name][bare])
@@ -480,7 +540,7 @@ print(f"ORPO: framed to bare, both in chat  {inside}")
 # %%
 import textwrap
 
-from course_utils.benchmarks import nous
+from course_utils.evaluation.benchmarks import nous
 
 published = nous.published()
 pd.DataFrame(
@@ -493,8 +553,13 @@ pd.DataFrame(
 # The command below runs the suite on today's harness and keeps them, so that two files can be compared item by item.
 
 # %%
-COMMAND = "python -m course_utils.benchmarks nous --model FOLDER --out FILE.json"
-print(f"{COMMAND}\npython -m course_utils.benchmarks compare BASE.json TUNED.json\n")
+COMMAND = (
+    "python -m course_utils.evaluation.benchmarks nous --model FOLDER --out FILE.json"
+)
+print(
+    f"{COMMAND}\npython -m course_utils.evaluation.benchmarks compare BASE.json "
+    "TUNED.json\n"
+)
 if profile.data == "world":
     print(f"would run {len(nous.TASKS)} tasks, 25 items each, where data are the hub's")
 else:
@@ -502,8 +567,10 @@ else:
         trainer.model, tokenizer, nous.TASKS, nous.folders(), bos=False, limit=25
     )
     for name, value in nous.summary(nous.items(few_items.tasks)).items():
-        print(f"{name:11} {100 * value.value:.1f} "
-              f"[{100 * value.low:.1f}, {100 * value.high:.1f}]")  # fmt: skip
+        print(
+            f"{name:11} {100 * value.value:.1f} "
+            f"[{100 * value.low:.1f}, {100 * value.high:.1f}]"
+        )
 print("\nHow today's tasks differ from those behind the published scores:")
 for each in nous.DIFFERENCES:
     print(textwrap.fill(each, 88, initial_indent="- ", subsequent_indent="  "))
@@ -515,11 +582,15 @@ for each in nous.DIFFERENCES:
 
 # %%
 remarks = [
-    {"source": each["source"], "benchmark": ", ".join(each["benchmarks"]),
-     "in the suite": "yes" if each["in the suite"] else "no",
-     "what its data card says": each["remark"], "card": each["card"]}
+    {
+        "source": each["source"],
+        "benchmark": ", ".join(each["benchmarks"]),
+        "in the suite": "yes" if each["in the suite"] else "no",
+        "what its data card says": each["remark"],
+        "card": each["card"],
+    }
     for each in nous.contamination()
-]  # fmt: skip
+]
 pd.DataFrame(remarks).style.hide().set_properties(**{"text-align": "left"})
 
 # %% [markdown]
@@ -583,22 +654,33 @@ for label, (name, *paid) in SIX.items():
     cost = [costs.sequences(lab.recorded(each)[0]) for each in (name, *paid)]
     minutes = np.mean([run["minutes"] for run in runs])
     minutes += sum(lab.recorded(each)[0]["minutes"] for each in paid)
-    rows.append({
-        "model": label, "seeds": len(runs), "n": runs[0]["n"],
-        "log-odds (nats)": f"{np.mean([run['margin'] for run in runs]):+.2f}",
-        **{measure: str(overall(table_of(name, measure))) for measure in BITS},
-        "learned": sum(c.learned for c in cost),
-        "looked at": sum(c.looked_at for c in cost), "seconds": f"{60 * minutes:.0f}",
-    })  # fmt: skip
+    rows.append(
+        {
+            "model": label,
+            "seeds": len(runs),
+            "n": runs[0]["n"],
+            "log-odds (nats)": f"{np.mean([run['margin'] for run in runs]):+.2f}",
+            **{measure: str(overall(table_of(name, measure))) for measure in BITS},
+            "learned": sum(c.learned for c in cost),
+            "looked at": sum(c.looked_at for c in cost),
+            "seconds": f"{60 * minutes:.0f}",
+        }
+    )
 for label, pairs in (("this run", orpo["pairs"]), ("this run, merged", merged)):
     if pairs is not None:
-        rows.append({
-            "model": label, "seeds": 1, "n": len(held_out),
-            "log-odds (nats)": f"{pairs.margin.mean():+.2f}",
-            "preference accuracy": str(evaluation.estimate(pairs.preferred)),
-            "learned": 2 * STEPS * batch, "looked at": 0, "seconds": f"{seconds}",
-        })  # fmt: skip
-print(records.caption(records.load("lab_findings")))
+        rows.append(
+            {
+                "model": label,
+                "seeds": 1,
+                "n": len(held_out),
+                "log-odds (nats)": f"{pairs.margin.mean():+.2f}",
+                "preference accuracy": str(evaluation.estimate(pairs.preferred)),
+                "learned": 2 * STEPS * batch,
+                "looked at": 0,
+                "seconds": f"{seconds}",
+            }
+        )
+print(recorded.caption(recorded.load("lab_findings")))
 print(f"this run: profile {profile.name}, seconds of training only")
 pd.DataFrame(rows).fillna("–").set_index("model")
 
@@ -640,10 +722,15 @@ for ax, (measure, found) in zip(axes, steps.items(), strict=True):
             ax.plot([d.low, d.high], [row, row], lw=2, **look)
         ax.plot(d.value if d else 0, row, "o", ms=5, **look)
     ax.axvline(0, color=plots.COLOURS["base"], lw=1, ls=":")
-    ax.set_yticks(range(len(found)), [f"{b} − {a.split(',')[0]}"
-                                      for b, a in BEFORE.items()])  # fmt: skip
-    plots.tidy(ax, f"{measure}: {sum(clear)} of {len(clear)} are clear of 0",
-               "difference with 95 % interval", "")  # fmt: skip
+    ax.set_yticks(
+        range(len(found)), [f"{b} − {a.split(',')[0]}" for b, a in BEFORE.items()]
+    )
+    plots.tidy(
+        ax,
+        f"{measure}: {sum(clear)} of {len(clear)} are clear of 0",
+        "difference with 95 % interval",
+        "",
+    )
 axes[0].invert_yaxis()
 plt.tight_layout()
 plt.show()
@@ -667,29 +754,54 @@ for label, d in zip(BEFORE, steps["good, sampled"], strict=True):
 
 # %%
 def recap(method, metric, value, n, seeds=1, failed=""):
-    return {"method": method, "metric": metric, "result": str(value), "n": n,
-            "seeds": seeds, "what failed": failed}  # fmt: skip
+    return {
+        "method": method,
+        "metric": metric,
+        "result": str(value),
+        "n": n,
+        "seeds": seeds,
+        "what failed": failed,
+    }
 
 
 ranked, size = "preference accuracy", len(held_out)
 rows = [
-    recap("ten pairs", "gain to 0.6 seen", f"{1 - missed[10]:.0%}", 10, "–",
-          "misses it more than one time in three"),
+    recap(
+        "ten pairs",
+        "gain to 0.6 seen",
+        f"{1 - missed[10]:.0%}",
+        10,
+        "–",
+        "misses it more than one time in three",
+    ),
     recap("base", ranked, evaluation.estimate(base["pairs"].preferred), size),
-    recap(f"ORPO, {STEPS} steps", ranked, evaluation.estimate(orpo["pairs"].preferred),
-          size),
+    recap(
+        f"ORPO, {STEPS} steps",
+        ranked,
+        evaluation.estimate(orpo["pairs"].preferred),
+        size,
+    ),
     recap("ORPO − base, paired", ranked, comparison, size),
     recap("ORPO, plain → chat", "lm-eval acc", template, template.difference.n),
-]  # fmt: skip
+]
 for label, d in zip(BEFORE, steps["good, sampled"], strict=True):
     clear = d is not None and d.low * d.high > 0
     text = f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" if d else "+0.00"
-    rows.append(recap(f"{label} − {BEFORE[label]}", "good, sampled", text, 420, 3,
-                      "" if clear else "no difference shown"))  # fmt: skip
+    rows.append(
+        recap(
+            f"{label} − {BEFORE[label]}",
+            "good, sampled",
+            text,
+            420,
+            3,
+            "" if clear else "no difference shown",
+        )
+    )
 if merged is not None:
     rows.append(recap("merged − trained, paired", ranked, kept, size))
-rows.append(recap("Nous suite", "average", "not measured", 0, 0,
-                  "its data are on the hub"))  # fmt: skip
+rows.append(
+    recap("Nous suite", "average", "not measured", 0, 0, "its data are on the hub")
+)
 pd.DataFrame(rows).assign(profile=profile.name).set_index(["method", "metric"])
 
 # %%

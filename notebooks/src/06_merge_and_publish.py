@@ -20,7 +20,7 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils import profiles, quiet
+from course_utils.setup import profiles, quiet
 
 profile, reason = profiles.choose()
 if not profile.needs_hub:
@@ -30,8 +30,11 @@ import time
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from course_utils import chat, checks, evaluation, mixing, models, plots
-from course_utils import merging, places, proof, publishing, records
+from course_utils import chat, evaluation, models, plots, publishing, recorded
+from course_utils.data import mixing
+from course_utils.exercises import checks
+from course_utils.publishing import gate, merging
+from course_utils.setup import places
 
 SEED, START = 0, time.perf_counter()
 SMALL = profile.name == "cpu"  # elsewhere a merged model is a folder of many GiB
@@ -50,7 +53,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 pd.set_option("display.max_colwidth", None)
 
-source, _ = models.reachable_source(profile)
+source, _ = models.resolve_model(profile)
 dtype = models.compute_dtype(profile)
 place = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
 
@@ -58,9 +61,11 @@ place = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
 def load_nf4():
     """The base, quantised afresh."""
     quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-    )  # fmt: skip
+    )
     return AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, quantization_config=quantization, **place
     )
@@ -83,27 +88,43 @@ probes = [pair["prompt"] for pair in held_out[: profile.at_most(60)]]
 
 # %%
 adapter = LoraConfig(
-    r=profile.lora_rank, lora_alpha=profile.lora_alpha, lora_dropout=0.0,
-    target_modules=models.LINEAR_LAYERS, task_type="CAUSAL_LM",
+    r=profile.lora_rank,
+    lora_alpha=profile.lora_alpha,
+    lora_dropout=0.0,
+    target_modules=models.LINEAR_LAYERS,
+    task_type="CAUSAL_LM",
     trainable_token_indices={"embed_tokens": control_ids, "lm_head": control_ids},
-)  # fmt: skip
+)
 config = ORPOConfig(
-    beta=profile.beta, learning_rate=profile.learning_rate, optim=profile.optim,
-    warmup_steps=min(10, STEPS // 2), max_steps=STEPS, logging_steps=min(5, STEPS),
-    max_length=profile.max_length, seed=SEED,
+    beta=profile.beta,
+    learning_rate=profile.learning_rate,
+    optim=profile.optim,
+    warmup_steps=min(10, STEPS // 2),
+    max_steps=STEPS,
+    logging_steps=min(5, STEPS),
+    max_length=profile.max_length,
+    seed=SEED,
     per_device_train_batch_size=profile.per_device_batch_size,
     gradient_accumulation_steps=profile.gradient_accumulation_steps,
     gradient_checkpointing=profile.gradient_checkpointing,
-    bf16=profile.dtype == "bfloat16", fp16=profile.dtype == "float16",
-    use_cpu=not torch.cuda.is_available(), save_strategy="no",
-    output_dir="outputs/06/run", logging_nan_inf_filter=False, report_to="none",
-    remove_unused_columns=False, disable_tqdm=True,
-)  # fmt: skip
+    bf16=profile.dtype == "bfloat16",
+    fp16=profile.dtype == "float16",
+    use_cpu=not torch.cuda.is_available(),
+    save_strategy="no",
+    output_dir="outputs/06/run",
+    logging_nan_inf_filter=False,
+    report_to="none",
+    remove_unused_columns=False,
+    disable_tqdm=True,
+)
 rows = Dataset.from_list(train).select_columns(["prompt", "chosen", "rejected"])
 trainer = ORPOTrainer(
-    load_nf4(), config, train_dataset=rows, processing_class=tokenizer,
+    load_nf4(),
+    config,
+    train_dataset=rows,
+    processing_class=tokenizer,
     peft_config=adapter,
-)  # fmt: skip
+)
 trainer.remove_callback(transformers.PrinterCallback)
 models.keep_trained_in_fp32(trainer.model)
 trainer.train()
@@ -139,7 +160,7 @@ for name, shape in token_rows.items():
 # **Predict.** The same weights, computed in other batches and with the kernels of evaluation instead of training: is the difference zero?
 
 # %%
-observed = proof.observe(trained, tokenizer, probes)
+observed = gate.observe(trained, tokenizer, probes)
 print("the trained model against itself:", observed.noise, sep="\n")
 
 # %% [markdown]
@@ -150,13 +171,19 @@ print("the trained model against itself:", observed.noise, sep="\n")
 # %%
 import gc
 
-scores = {"trained": evaluation.score_pairs(
-    trained, tokenizer, held_out, profile.max_length)}  # fmt: skip
+scores = {
+    "trained": evaluation.score_pairs(trained, tokenizer, held_out, profile.max_length)
+}
 curves = [
-    {"step": log["step"], "chosen": log["logps/chosen"],
-     "rejected": log["logps/rejected"], "margin": log["log_odds_chosen"]}
-    for log in trainer.state.log_history if "logps/chosen" in log
-]  # fmt: skip
+    {
+        "step": log["step"],
+        "chosen": log["logps/chosen"],
+        "rejected": log["logps/rejected"],
+        "margin": log["log_odds_chosen"],
+    }
+    for log in trainer.state.log_history
+    if "logps/chosen" in log
+]
 del trained, trainer
 
 
@@ -203,7 +230,7 @@ if dtype == torch.bfloat16:
 distances = {}
 for name, make in ways.items():
     candidate = make()
-    distances[name] = proof.compare(observed, candidate)
+    distances[name] = gate.compare(observed, candidate)
     scores[name] = evaluation.score_pairs(
         candidate, tokenizer, held_out, profile.max_length
     )
@@ -227,22 +254,31 @@ pd.DataFrame(
 
 # %%
 shown = {name: d for name, d in distances.items() if d.kl.value > 0}
-limit = max(proof.MAX_KL, 3 * observed.noise.kl.value)
+limit = max(gate.MAX_KL, 3 * observed.noise.kl.value)
 over = [name for name, d in shown.items() if d.kl.value > limit]
 fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=90)
 plots.estimates(
-    ax, list(shown), [d.kl for d in shown.values()],
+    ax,
+    list(shown),
+    [d.kl for d in shown.values()],
     f"Over the limit: {' and '.join(over) or 'none'} "
     f"(n = {observed.noise.n} answers, 1 seed)",
     "KL from the trained model, nats a token (95 % interval over prompts)",
-)  # fmt: skip
+)
 ax.set_xscale("log")
 for words, at, style in (
-    ("noise", observed.noise.kl.value, ":"), ("limit", limit, "--")
-):  # fmt: skip
+    ("noise", observed.noise.kl.value, ":"),
+    ("limit", limit, "--"),
+):
     ax.axvline(at, color=plots.COLOURS["base"], ls=style)
-    ax.text(at, 0.36, f" {words}", color=plots.COLOURS["base"], fontsize=8,
-            transform=ax.get_xaxis_transform())  # fmt: skip
+    ax.text(
+        at,
+        0.36,
+        f" {words}",
+        color=plots.COLOURS["base"],
+        fontsize=8,
+        transform=ax.get_xaxis_transform(),
+    )
 plt.tight_layout()
 plt.show()
 
@@ -274,7 +310,7 @@ for name in ways:
 # `merging.merge` reads a tensor, sends it through NF4 and back, adds its update in float32, writes it, and forgets it.
 
 # %%
-from course_utils import shards
+from course_utils.models import shards
 
 FOLDER = Path("outputs/06/merged")
 merging.merge(source, ADAPTER, FOLDER, tokenizer, nf4=True, dtype=dtype)
@@ -294,9 +330,9 @@ print("every tensor is that of PEFT's own merge")
 # On a twin of Llama 3 8B (random weights in its exact shape: it measures memory, not quality), this was recorded:
 
 # %%
-merges = records.load("merge_at_8b")["merges"]
+merges = recorded.load("merge_at_8b")["merges"]
 for shape, merge in merges.items():
-    print(f"{shape}: {merge['parameters']:,} parameters, {records.caption(merge)}")
+    print(f"{shape}: {merge['parameters']:,} parameters, {recorded.caption(merge)}")
 pd.DataFrame(
     {
         "shape": shape,
@@ -312,9 +348,11 @@ pd.DataFrame(
 
 # %%
 eight = merges["llama3-8b"]
-print(f"{eight['tensors_compared']} of its tensors were merged again by PEFT's own "
-      f"layers: at most {eight['largest_error_in_steps']:.2f} steps of bf16 apart, "
-      "which is the rounding of the result")  # fmt: skip
+print(
+    f"{eight['tensors_compared']} of its tensors were merged again by PEFT's own "
+    f"layers: at most {eight['largest_error_in_steps']:.2f} steps of bf16 apart, "
+    "which is the rounding of the result"
+)
 
 # %% [markdown]
 # Held whole, the merge grows with its weights; streamed, it does not grow with depth: the largest single tensor, a vocabulary's table, sets the peak.
@@ -336,7 +374,7 @@ if SMALL:
     plain.save_pretrained(PLAIN)
     tokenizer.save_pretrained(PLAIN)
     del plain
-    print(proof.release_gate(observed, PLAIN, tokenizer, "notebook 06"))
+    print(gate.release_gate(observed, PLAIN, tokenizer, "notebook 06"))
 else:
     print("would write the whole model once more, and be refused for what follows")
 
@@ -352,18 +390,22 @@ verdicts = {}
 if SMALL:
     OTHER = Path("outputs/06/other")
     merging.merge(source, ADAPTER, OTHER, tokenizer, nf4=False, dtype=dtype)
-    refused = proof.release_gate(observed, OTHER, tokenizer, "notebook 06")
+    refused = gate.release_gate(observed, OTHER, tokenizer, "notebook 06")
     verdicts["original base"] = refused
     print(refused)
 else:
-    print("would write the whole model once more and show it to the gate; in memory, "
-          "section 3:", distances["original base"], sep="\n")  # fmt: skip
+    print(
+        "would write the whole model once more and show it to the gate; in memory, "
+        "section 3:",
+        distances["original base"],
+        sep="\n",
+    )
 
 # %% [markdown]
 # And the folder from section 4.
 
 # %%
-gate = proof.release_gate(observed, FOLDER, tokenizer, "notebook 06")
+gate = gate.release_gate(observed, FOLDER, tokenizer, "notebook 06")
 verdicts["dequantised NF4"] = gate
 print(gate)
 
@@ -402,14 +444,16 @@ settings = json.loads((ROWLESS / "adapter_config.json").read_text())
 settings["trainable_token_indices"] = None  # as if they had never been trained
 (ROWLESS / "adapter_config.json").write_text(json.dumps(settings))
 rowless = PeftModel.from_pretrained(load_nf4(), ROWLESS)
-distances["adapter without token rows"] = proof.compare(observed, rowless)
+distances["adapter without token rows"] = gate.compare(observed, rowless)
 del rowless
 free()
 lost = distances["adapter without token rows"]
 print(lost)
 stops = lost.stop_is_argmax
-print("end of turn is the argmax after an answer:",
-      "the trained model ends none" if stops is None else f"{stops:.0%}")  # fmt: skip
+print(
+    "end of turn is the argmax after an answer:",
+    "the trained model ends none" if stops is None else f"{stops:.0%}",
+)
 
 # %% [markdown]
 # On the lab, all of them: without its rows the model has no end of turn that it could choose.
@@ -466,11 +510,12 @@ results = {
     "settings": {
         key: getattr(config, key)
         for key in ("beta", "learning_rate", "max_steps", "max_length", "seed")
-    } | {"lora_rank": adapter.r, "lora_alpha": adapter.lora_alpha, "base": "NF4"},
+    }
+    | {"lora_rank": adapter.r, "lora_alpha": adapter.lora_alpha, "base": "NF4"},
     "curves": curves,
-    "run": records.describe_run("notebook 06", START),
+    "run": recorded.describe_run("notebook 06", START),
     "limits": "A short run for teaching: see the intervals before using it.",
-}  # fmt: skip
+}
 results["evaluation"] = [
     {"model": name, "metric": "preference accuracy", **asdict(accuracy), "seeds": 1}
     for name, s in (("trained", reference), ("merged", scores["published"]))
@@ -532,15 +577,18 @@ finally:
 # `space.write` makes the folder, ready to push.
 
 # %%
-from course_utils import space
+from course_utils.publishing import space
 
 if profile.data == "world":
     single = [p for p in probes if len(p) == 1]
     examples = [prompt[0]["content"] for prompt in single[:3]]
 else:
     examples = ["Name three rivers.", "What is 47 + 38?"]
-print(space.write("outputs/06/space", results["name"], base_name, results["license"],
-                  examples))  # fmt: skip
+print(
+    space.write(
+        "outputs/06/space", results["name"], base_name, results["license"], examples
+    )
+)
 print((Path("outputs/06/space") / "README.md").read_text(encoding="utf-8"))
 
 # %% [markdown]
@@ -548,8 +596,8 @@ print((Path("outputs/06/space") / "README.md").read_text(encoding="utf-8"))
 # The small world's verifier judged them:
 
 # %%
-visits = records.load("space")
-print(records.caption(visits))
+visits = recorded.load("space")
+print(recorded.caption(visits))
 pd.DataFrame(visits["visits"]).set_index("question")
 
 # %%
@@ -569,12 +617,17 @@ display(Image(places.PACKAGE / "recorded" / "space.png", width=560))
 # %%
 import gguf
 
-from course_utils import export
+from course_utils.publishing import export
 
 WRITE = SMALL  # set True for a larger model: an 8B's file has 15 GiB
 GGUF = Path("outputs/06/model.gguf")
-KEYS = ("general.architecture", "llama.block_count", "llama.rope.freq_base",
-        "tokenizer.ggml.pre", "tokenizer.ggml.eos_token_id")  # fmt: skip
+KEYS = (
+    "general.architecture",
+    "llama.block_count",
+    "llama.rope.freq_base",
+    "tokenizer.ggml.pre",
+    "tokenizer.ggml.eos_token_id",
+)
 if WRITE:
     size = export.to_gguf(FOLDER, GGUF, "float16")
     read = gguf.GGUFReader(GGUF)
@@ -591,8 +644,8 @@ else:
 # **Predict.** Which file answers most like the merged model: float32, float16 or bfloat16?
 
 # %%
-recorded = records.load("gguf")
-print(records.caption(recorded))
+recorded = recorded.load("gguf")
+print(recorded.caption(recorded))
 pd.DataFrame(
     {
         "file": file["dtype"],
@@ -610,7 +663,7 @@ pd.DataFrame(
 # %% [markdown]
 # All of them answer alike; the KL tells them apart.
 # The float32 file is the model, to the noise of another program's arithmetic, and float16 keeps three bits more of each weight than bfloat16.
-# `python -m course_utils.export.compare FOLDER` repeats it where `llama-cpp-python` is installed.
+# `python -m course_utils.publishing.export.compare FOLDER` repeats it where `llama-cpp-python` is installed.
 #
 # ## 11. A server that speaks OpenAI's protocol
 #
@@ -641,7 +694,7 @@ pd.DataFrame(
 # These are made from this notebook's settings and pairs; the comments in each say what its tool does otherwise.
 
 # %%
-from course_utils import elsewhere
+from course_utils.publishing import elsewhere
 
 paths = [
     elsewhere.axolotl(profile, train, "outputs/06/axolotl", control_ids, STEPS),
@@ -668,18 +721,21 @@ pd.DataFrame(
 # Both tools were asked themselves, in environments of their own; recorded, on another batch of eight:
 
 # %%
-asked = records.load("elsewhere")
-print(records.caption(asked))
+asked = recorded.load("elsewhere")
+print(recorded.caption(asked))
 columns = ["implementation", "loss", "nll", "preference", "definition"]
 pd.DataFrame(asked["losses"])[columns].set_index("implementation").round(4)
 
 # %%
 pd.DataFrame(
-    {"tool": tool, "mistake in the file": mistake,
-     "refused": "yes" if said["refused"] else "NO"}
+    {
+        "tool": tool,
+        "mistake in the file": mistake,
+        "refused": "yes" if said["refused"] else "NO",
+    }
     for tool in ("axolotl", "llama_factory")
     for mistake, said in asked[tool]["wrong configurations"].items()
-).set_index("tool")  # fmt: skip
+).set_index("tool")
 
 # %% [markdown]
 # A loss is comparable within one tool only; compare models by what they do, as in notebook 05.
@@ -690,12 +746,19 @@ pd.DataFrame(
 # %%
 word = {True: "passed", False: "refused"}
 table = pd.DataFrame(
-    {"method": name, "metric": "KL (nats a token)", "value": f"{d.kl.value:.1e}",
-     "95 % interval": f"[{d.kl.low:.1e}, {d.kl.high:.1e}]", "n answers": d.n,
-     "tokens": d.tokens, "seeds": 1, "profile": profile.name,
-     "gate": word[verdicts[name].passed] if name in verdicts else "not asked"}
+    {
+        "method": name,
+        "metric": "KL (nats a token)",
+        "value": f"{d.kl.value:.1e}",
+        "95 % interval": f"[{d.kl.low:.1e}, {d.kl.high:.1e}]",
+        "n answers": d.n,
+        "tokens": d.tokens,
+        "seeds": 1,
+        "profile": profile.name,
+        "gate": word[verdicts[name].passed] if name in verdicts else "not asked",
+    }
     for name, d in ({"noise floor": observed.noise} | distances).items()
-).set_index("method")  # fmt: skip
+).set_index("method")
 table
 
 # %%

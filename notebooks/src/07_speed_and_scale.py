@@ -5,7 +5,7 @@
 #
 # **You will learn**
 # to count what a training step computes and does not need;
-# to build the levers that leave it out, and to prove each one exact before you time it;
+# to build the switches that leave it out, and to prove each one exact before you time it;
 # to read a speed claim: share of the floor, peak memory, and what was held equal.
 #
 # **Time and hardware**: {{recorded}}.
@@ -22,7 +22,7 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils import profiles, quiet
+from course_utils.setup import profiles, quiet
 
 profile, reason = profiles.choose()
 profiles.stay_offline()  # this notebook needs nothing from the hub
@@ -34,8 +34,10 @@ import torch
 from peft import LoraConfig
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import chat, checks, evaluation, lab, mixing, models, orpo
-from course_utils import packing, plots, records
+from course_utils import chat, lab, models, orpo, plots, recorded
+from course_utils.data import mixing
+from course_utils.exercises import checks
+from course_utils.training import packing
 
 print(f"profile {profile.name}: {reason}. Model here: the lab's, seed 0")
 
@@ -55,19 +57,40 @@ def make_trainer(kind, micro_batch, steps=1, **more):
     model, tokenizer = lab.load_base()
     rows = chat.use_llama3_chat(tokenizer)
     config = ORPOConfig(
-        beta=0.5, gradient_accumulation_steps=8 // micro_batch, logging_steps=1,
-        remove_unused_columns=False, per_device_train_batch_size=micro_batch,
-        max_length=256, max_steps=steps, learning_rate=3e-3, seed=0, bf16=False,
-        output_dir="outputs/07", report_to="none", disable_tqdm=True, use_cpu=True,
-        save_strategy="no", gradient_checkpointing=False, logging_nan_inf_filter=False,
-    )  # fmt: skip
+        beta=0.5,
+        gradient_accumulation_steps=8 // micro_batch,
+        logging_steps=1,
+        remove_unused_columns=False,
+        per_device_train_batch_size=micro_batch,
+        max_length=256,
+        max_steps=steps,
+        learning_rate=3e-3,
+        seed=0,
+        bf16=False,
+        output_dir="outputs/07",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+        gradient_checkpointing=False,
+        logging_nan_inf_filter=False,
+    )
     adapter = LoraConfig(
-        r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
         target_modules=models.LINEAR_LAYERS,
         trainable_token_indices={"embed_tokens": rows, "lm_head": rows},
-    )  # fmt: skip
-    return kind(model, config, train_dataset=train, processing_class=tokenizer,
-                peft_config=adapter, **more)  # fmt: skip
+    )
+    return kind(
+        model,
+        config,
+        train_dataset=train,
+        processing_class=tokenizer,
+        peft_config=adapter,
+        **more,
+    )
 
 
 trl = {size: make_trainer(ORPOTrainer, size) for size in (2, 8)}
@@ -94,12 +117,14 @@ def positions(batch):
     }
 
 
-counts = pd.DataFrame({
-    f"{size} pairs": pd.DataFrame(
-        positions(batch) for batch in trainer.get_train_dataloader()
-    ).sum()
-    for size, trainer in trl.items()
-})  # fmt: skip
+counts = pd.DataFrame(
+    {
+        f"{size} pairs": pd.DataFrame(
+            positions(batch) for batch in trainer.get_train_dataloader()
+        ).sum()
+        for size, trainer in trl.items()
+    }
+)
 shares = counts / counts.sum()
 useless = shares.loc[["prefix, a second time", "padding"]].sum()
 
@@ -111,10 +136,13 @@ for kind, colour in zip(
 ):
     ax.barh(shares.columns, shares.loc[kind], left=left, color=colour, label=kind)
     left += shares.loc[kind].to_numpy()
-ax.legend(frameon=False, fontsize=7, ncols=4, loc="upper center",
-          bbox_to_anchor=(0.45, -0.25))  # fmt: skip
-title = (f"{useless['8 pairs']:.0%} of the positions in batches of 8 are not needed "
-         f"(n = {len(train)} pairs)")  # fmt: skip
+ax.legend(
+    frameon=False, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.25)
+)
+title = (
+    f"{useless['8 pairs']:.0%} of the positions in batches of 8 are not needed "
+    f"(n = {len(train)} pairs)"
+)
 plots.tidy(ax, title, "", "")
 plt.tight_layout()
 plt.show()
@@ -157,16 +185,18 @@ print(f"operations for 8 pairs: as 2 × 4 {calls[2]:,}, as 8 × 1 {calls[8]:,}")
 # A *floor* makes seconds comparable: the arithmetic that cannot be left out, divided by the rate of this very card's largest matrix products.
 # Each token once, prefixes shared; forward, and the gradient of inputs: 4 FLOP for each frozen weight and token.
 #
-# `TWIN` in a command is a model of random weights in Llama 3 8B's exact shape (`python -m course_utils.twin`), and the pairs are random tokens: neither speed nor memory knows the difference.
+# `TWIN` in a command is a model of random weights in Llama 3 8B's exact shape (`python -m course_utils.models.random_weights`), and the pairs are random tokens: neither speed nor memory knows the difference.
 
 # %%
-llama = records.load("speed_8b")
-peers = records.load("speed_8b_peers")
+llama = recorded.load("speed_8b")
+peers = recorded.load("speed_8b_peers")
 pairs_8b = llama["lengths"]
-print(records.caption(llama))
-print("TRL, 8 × 1:", records.caption(peers))
-print(f"tokens a pair: prompt {pairs_8b['prompt']:.0f}, chosen {pairs_8b['chosen']:.0f}"
-      f", rejected {pairs_8b['rejected']:.0f} (means of {pairs_8b['pairs']} pairs)")
+print(recorded.caption(llama))
+print("TRL, 8 × 1:", recorded.caption(peers))
+print(
+    f"tokens a pair: prompt {pairs_8b['prompt']:.0f}, chosen {pairs_8b['chosen']:.0f}"
+    f", rejected {pairs_8b['rejected']:.0f} (means of {pairs_8b['pairs']} pairs)"
+)
 
 
 def interval(value, digits=0):
@@ -188,9 +218,11 @@ def shown(record, arm):
     }
 
 
-theirs = {"TRL, 2 × 4 (the article)": (llama, "stock"),
-          "TRL, 8 × 1": (peers, "stock, batch of 8"),
-          "Unsloth, 2 × 4": (llama, "unsloth")}  # fmt: skip
+theirs = {
+    "TRL, 2 × 4 (the article)": (llama, "stock"),
+    "TRL, 8 × 1": (peers, "stock, batch of 8"),
+    "Unsloth, 2 × 4": (llama, "unsloth"),
+}
 pd.DataFrame({name: shown(*where) for name, where in theirs.items()}).T
 
 
@@ -242,9 +274,11 @@ def lever_loss(model, pair, beta):
     ids, places, mask, shared = branch_row(pair.chosen_ids, pair.rejected_ids)
     inner = model.get_base_model()
     hidden = inner.model(
-        input_ids=ids[None], position_ids=places[None], attention_mask=mask[None, None],
+        input_ids=ids[None],
+        position_ids=places[None],
+        attention_mask=mask[None, None],
         use_cache=False,
-    ).last_hidden_state[0]  # fmt: skip
+    ).last_hidden_state[0]
     at = np.arange(len(pair.rejected_ids))
     at = np.where(at < shared, at, at - shared + len(pair.chosen_ids))
     answer = np.flatnonzero(pair.rejected_scored)  # its tokens, predicted one before
@@ -255,9 +289,11 @@ def lever_loss(model, pair, beta):
     )
     chosen, rejected = logps.split([len(pair.chosen_ids) - 1, len(answer)])
     return orpo.orpo_loss(
-        -chosen.mean(), chosen[torch.tensor(pair.chosen_scored[1:])].mean()[None],
-        rejected.mean()[None], beta,
-    )  # fmt: skip
+        -chosen.mean(),
+        chosen[torch.tensor(pair.chosen_scored[1:])].mean()[None],
+        rejected.mean()[None],
+        beta,
+    )
 
 
 # %% [markdown]
@@ -291,8 +327,10 @@ for number, pair in enumerate(pairs):
     gaps.append((abs(lever - plain).item(), relative.item()))
 loss_gap, gradient_gap = np.max(gaps, axis=0)
 assert gradient_gap < 1e-4
-print(f"{len(pairs)} pairs, largest differences: loss {loss_gap:.1e}, "
-      f"gradient {gradient_gap:.1e} of its length")
+print(
+    f"{len(pairs)} pairs, largest differences: loss {loss_gap:.1e}, "
+    f"gradient {gradient_gap:.1e} of its length"
+)
 
 # %% [markdown]
 # To the rounding of float32. A lever that changes the result is no lever.
@@ -304,14 +342,20 @@ print(f"{len(pairs)} pairs, largest differences: loss {loss_gap:.1e}, "
 # Rows are made about equally long, since the longest one decides how much memory a step takes.
 
 # %%
-step = [packing.pairs_from_batch(b) for b, _ in
-        zip(trl[2].get_train_dataloader(), range(4), strict=False)]  # fmt: skip
-rows = packing.pack_window(step, budget=1024)
+step = [
+    packing.pairs_from_batch(b)
+    for b, _ in zip(trl[2].get_train_dataloader(), range(4), strict=False)
+]
+rows = packing.pack_step(step, budget=1024)
 for row in rows:
-    print(f"a row of {row.input_ids.shape[1]} tokens: {len(row.lengths)} pairs, "
-          f"{len(row.targets)} logits needed")
-dense = [sum(positions(b).values()) for b, _ in
-         zip(trl[2].get_train_dataloader(), range(4), strict=False)]  # fmt: skip
+    print(
+        f"a row of {row.input_ids.shape[1]} tokens: {len(row.lengths)} pairs, "
+        f"{len(row.targets)} logits needed"
+    )
+dense = [
+    sum(positions(b).values())
+    for b, _ in zip(trl[2].get_train_dataloader(), range(4), strict=False)
+]
 print(f"TRL: {sum(dense)} positions, and as many logits, in {len(dense)} passes")
 print("weight of each pair's NLL:", rows[0].nll_weight.numpy().round(4))
 
@@ -346,8 +390,10 @@ def arrived(output):
 
 large_first = (x @ w.t()) + change
 small_first = change.clone().addmm_(x, w.t())
-print(f"arrived, on {device}: {arrived(large_first):.2f} with the large one first, "
-      f"{arrived(small_first):.2f} with the small one first")
+print(
+    f"arrived, on {device}: {arrived(large_first):.2f} with the large one first, "
+    f"{arrived(small_first):.2f} with the small one first"
+)
 
 # %% [markdown]
 # A rounded number lies on a grid, and what is less than half a step of the grid does not move it.
@@ -357,24 +403,29 @@ print(f"arrived, on {device}: {arrived(large_first):.2f} with the large one firs
 # **Predict.** The same line, `small.addmm_(x, w.t())`, on an H200: how much arrives?
 
 # %%
-rounded = records.load("precision_8b")
-print(records.caption(rounded))
+rounded = recorded.load("precision_8b")
+print(recorded.caption(rounded))
 arrivals = {}
 for name, matrices in rounded["arrived"].items():
     draws = [share for row in matrices.values() for share in row["arrived"]]
     total = sum(row["microseconds"] for row in matrices.values())
     arrivals[name] = {
         "arrived, mean": f"{np.mean(draws):.2f}",
-        "lowest": f"{min(draws):.2f}", "highest": f"{max(draws):.2f}",
+        "lowest": f"{min(draws):.2f}",
+        "highest": f"{max(draws):.2f}",
         f"µs, {len(matrices)} products": f"{total:.0f}",
-    }  # fmt: skip
-print("Llama 3 8B's matrices of", ", ".join(matrices) + ",",
-      len(draws) // len(matrices), "draws of each")  # fmt: skip
+    }
+print(
+    "Llama 3 8B's matrices of",
+    ", ".join(matrices) + ",",
+    len(draws) // len(matrices),
+    "draws of each",
+)
 pd.DataFrame(arrivals).T
 
 # %% [markdown]
 # Nothing: cuBLAS adds in the output's memory, and where it adds as it is, with a factor of 1, it rounds the product *before* it adds.
-# With another factor on what is there it adds in float32 and rounds the sum. So `course_utils.fast.products` computes twice the small product and lets `addmm_` halve it, which is exact and takes hardly longer.
+# With another factor on what is there it adds in float32 and rounds the sum. So `course_utils.training.fast.matmul` computes twice the small product and lets `addmm_` halve it, which is exact and takes hardly longer.
 #
 # No test on a CPU can find that. What found it was a loss: the fast trainer's mean loss lay above TRL's wherever pairs were seen again.
 # Either an adapter had learned less, or 16-bit arithmetic hid from itself what the adapter had learned. Two losses tell these apart: the adapter's by the arithmetic that trained it, and by float32.
@@ -384,15 +435,19 @@ pd.DataFrame(arrivals).T
 # %%
 before = rounded["before"]
 learned = {arm: before - value for arm, value in rounded["judged"].items()}
-table = pd.DataFrame({
-    "mean loss of the steps": {k: np.mean(v) for k, v in rounded["losses"].items()},
-    "after: by float32": rounded["judged"],
-    "after: by its own arithmetic": rounded["own"],
-}).map("{:.4f}".format)  # fmt: skip
+table = pd.DataFrame(
+    {
+        "mean loss of the steps": {k: np.mean(v) for k, v in rounded["losses"].items()},
+        "after: by float32": rounded["judged"],
+        "after: by its own arithmetic": rounded["own"],
+    }
+).map("{:.4f}".format)
 seen = {k: f"{(before - v) / learned[k]:.0%}" for k, v in rounded["own"].items()}
 table["of what it learned it sees"] = seen
-print(f"{rounded['steps']} steps of 8 pairs, {rounded['lengths']['pairs']} of them "
-      f"different; before training {before:.4f}; one seed")
+print(
+    f"{rounded['steps']} steps of 8 pairs, {rounded['lengths']['pairs']} of them "
+    f"different; before training {before:.4f}; one seed"
+)
 table
 
 # %% [markdown]
@@ -407,8 +462,10 @@ table
 of_run = llama["warmup_steps"] + llama["laps"] * llama["steps"]
 of_run += llama["rounds"]["fast"][0]["profile"]["steps"]
 again_8b = pd.Series({arm: row["mean_loss"] for arm, row in llama["arms"].items()})
-print(f"mean loss of {of_run} steps, {8 * of_run} pairs, {pairs_8b['pairs']} of them "
-      "different; one seed")  # fmt: skip
+print(
+    f"mean loss of {of_run} steps, {8 * of_run} pairs, {pairs_8b['pairs']} of them "
+    "different; one seed"
+)
 print((again_8b - again_8b["stock"]).map("{:+.4f} from TRL's".format).to_string())
 
 # %% [markdown]
@@ -417,13 +474,13 @@ print((again_8b - again_8b["stock"]).map("{:+.4f} from TRL's".format).to_string(
 #
 # ## 7. All of it, in the trainer of notebook 04
 #
-# `PackedORPOTrainer` is TRL's trainer with these levers: same configuration, same data order, same log, same checkpoints.
+# `PackedORPOTrainer` is TRL's trainer with these switches: same configuration, same data order, same log, same checkpoints.
 # Change the class name.
 
 # %%
 from transformers import PrinterCallback
 
-from course_utils.fast import Levers, PackedORPOTrainer
+from course_utils.training.fast import PackedORPOTrainer
 
 logs, used = {}, {}
 for kind in (ORPOTrainer, PackedORPOTrainer):
@@ -444,15 +501,17 @@ print(f"attention {fast.attention}: {fast.attention_reason}")
 print(f"embeddings on the CPU {fast.embeddings_on_cpu}: {fast.embeddings_reason}")
 print(f"compiled layers {fast.compile_layers}: {fast.compile_reason}")
 print(f"CUDA graphs {fast.cuda_graphs}: {fast.graphs_reason}")
-on_lab = records.load("speed_lab")
+on_lab = recorded.load("speed_lab")
 times = on_lab["arms"]["fast"]["times_faster_in_seconds"]
-print(records.caption(on_lab))
-print(f"on the lab {times['median']:.2f} times as fast as TRL "
-      f"[{times['low']:.2f}, {times['high']:.2f}], {times['n']} rounds in turns; "
-      "the aim was 2")
+print(recorded.caption(on_lab))
+print(
+    f"on the lab {times['median']:.2f} times as fast as TRL "
+    f"[{times['low']:.2f}, {times['high']:.2f}], {times['n']} rounds in turns; "
+    "the aim was 2"
+)
 
 # %% [markdown]
-# On a GPU six levers come in that a CPU does not have.
+# On a GPU six switches come in that a CPU does not have.
 #
 # * **Embeddings on the CPU**: at 8B they are a table of 1 GB that is only looked up. It stays in the CPU's memory, and the rows that are needed travel with the token ids.
 # * **Flash attention over sequences** instead of a mask: a branch is a sequence of its own whose keys begin with the prefix again.
@@ -468,14 +527,17 @@ print(f"on the lab {times['median']:.2f} times as fast as TRL "
 # The ladder was timed on fewer pairs, and longer ones, so the seconds are per million tokens (each prefix once). TRL and *lean* are from the six laps, without the first two, which are slower (see below).
 
 # %%
-ladder = records.load("speed_8b_ladder")
-print(records.caption(ladder))
+ladder = recorded.load("speed_8b_ladder")
+print(recorded.caption(ladder))
 FIRST_LAPS, FAST, KEPT = 2, "+ activations kept: fast", "all activations kept"
 steps = {"TRL, 2 × 4": (llama, "stock")}
 rungs = [name for name in ladder["arms"] if not name.startswith("fast")]
 steps |= {name: (ladder, name) for name in rungs}
-steps |= {FAST: (ladder, "fast"), KEPT: (ladder, "fast, all activations kept"),
-          "lean": (llama, "lean")}  # fmt: skip
+steps |= {
+    FAST: (ladder, "fast"),
+    KEPT: (ladder, "fast, all activations kept"),
+    "lean": (llama, "lean"),
+}
 
 
 def by_token(record, arm):
@@ -497,18 +559,26 @@ measured
 fig, (time_ax, memory_ax) = plt.subplots(1, 2, figsize=(7.5, 3.2), dpi=90, sharey=True)
 places = range(len(measured))[::-1]
 colours = ["#999999"] + ["#0072b2"] * (len(rungs) + 1) + ["#009e73"] * 2
-for ax, column, unit in ((time_ax, "s per million tokens", "s per million tokens"),
-                         (memory_ax, "peak GiB", "peak, GiB")):  # fmt: skip
+for ax, column, unit in (
+    (time_ax, "s per million tokens", "s per million tokens"),
+    (memory_ax, "peak GiB", "peak, GiB"),
+):
     values = measured[column].astype(float)
     ax.barh(places, values, color=colours)
     for place, value in zip(places, values, strict=True):
-        ax.text(value, place, f" {value:.0f}" if value > 20 else f" {value:.1f}",
-                va="center", fontsize=7)  # fmt: skip
+        ax.text(
+            value,
+            place,
+            f" {value:.0f}" if value > 20 else f" {value:.1f}",
+            va="center",
+            fontsize=7,
+        )
     plots.tidy(ax, "", unit, "")
 time_ax.set_yticks(places, measured.index, fontsize=7)
 quicker = measured["times TRL"].loc[FAST]
-fig.suptitle(f"{quicker:.1f} times as fast as TRL in the same memory, one run each",
-             fontsize=10)  # fmt: skip
+fig.suptitle(
+    f"{quicker:.1f} times as fast as TRL in the same memory, one run each", fontsize=10
+)
 plt.tight_layout()
 plt.show()
 
@@ -520,10 +590,13 @@ plt.show()
 # *Fast* spends what was saved on activations that need not be computed again, up to TRL's own peak; *lean* spends next to nothing.
 
 # %%
-aims = {"fast": "60 s in TRL's memory, 7 times its speed, 2.8 times Unsloth's",
-        "lean": "1.8 times Unsloth's speed in 6.5 GiB"}  # fmt: skip
-per_1000 = {arm: row["seconds_per_1000_pairs"]["median"]
-            for arm, row in llama["arms"].items()}  # fmt: skip
+aims = {
+    "fast": "60 s in TRL's memory, 7 times its speed, 2.8 times Unsloth's",
+    "lean": "1.8 times Unsloth's speed in 6.5 GiB",
+}
+per_1000 = {
+    arm: row["seconds_per_1000_pairs"]["median"] for arm, row in llama["arms"].items()
+}
 
 
 def times_as_fast(arm, than):
@@ -536,17 +609,23 @@ def times_as_fast(arm, than):
 for arm, aim in aims.items():
     seconds = llama["arms"][arm]["seconds_per_1000_pairs"]
     print(f"aim of {arm}: {aim}")
-    print(f"   measured: {interval(seconds, 1)} s per 1,000 pairs in "
-          f"{llama['arms'][arm]['peak_gib']:.2f} GiB (TRL "
-          f"{llama['arms']['stock']['peak_gib']:.2f})")
-    print(f"   {times_as_fast(arm, 'stock')} times as fast as TRL, "
-          f"{times_as_fast(arm, 'unsloth')} as Unsloth; n = {seconds['n']} laps")
+    print(
+        f"   measured: {interval(seconds, 1)} s per 1,000 pairs in "
+        f"{llama['arms'][arm]['peak_gib']:.2f} GiB (TRL "
+        f"{llama['arms']['stock']['peak_gib']:.2f})"
+    )
+    print(
+        f"   {times_as_fast(arm, 'stock')} times as fast as TRL, "
+        f"{times_as_fast(arm, 'unsloth')} as Unsloth; n = {seconds['n']} laps"
+    )
     last = [llama["rounds"][trainer][-3:] for trainer in (arm, "unsloth")]
     later = [b["seconds"] / a["seconds"] for a, b in zip(*last, strict=True)]
     print(f"   in the last three laps {min(later):.2f} to {max(later):.2f} as Unsloth")
 started = llama["arms"]["fast"]["warmup_seconds"]["median"]
-print(f"start-up of fast with compiling, recording and three steps: {started:.0f} s; "
-      "lean ran after it and found compiled kernels")
+print(
+    f"start-up of fast with compiling, recording and three steps: {started:.0f} s; "
+    "lean ran after it and found compiled kernels"
+)
 
 # %% [markdown]
 # **Reached**: the memory of both, fast within TRL's and lean within 6.5 GiB, and lean's speed.
@@ -555,20 +634,24 @@ print(f"start-up of fast with compiling, recording and three steps: {started:.0f
 # An earlier version of this notebook said *seven times*, from these records of other calls:
 
 # %%
-repeats = records.load("speed_8b_repeats")
-print(records.caption(repeats))
+repeats = recorded.load("speed_8b_repeats")
+print(recorded.caption(repeats))
 for arm, seconds in repeats["seconds_per_1000_pairs"].items():
     seconds = [*seconds, peers["arms"][arm]["seconds_per_1000_pairs"]["median"]]
-    print(f"{arm}, {len(seconds)} calls of {repeats['steps']} steps behind "
-          f"{repeats['warmup_steps']}: {min(seconds):.0f} to {max(seconds):.0f} s per "
-          f"1,000 pairs; in six laps {per_1000[arm]:.0f}")
+    print(
+        f"{arm}, {len(seconds)} calls of {repeats['steps']} steps behind "
+        f"{repeats['warmup_steps']}: {min(seconds):.0f} to {max(seconds):.0f} s per "
+        f"1,000 pairs; in six laps {per_1000[arm]:.0f}"
+    )
 
 # %% [markdown]
 # What was wrong with those?
 
 # %%
-of_laps = {arm: [1e6 * lap["seconds"] / lap["tokens"] for lap in laps]
-           for arm, laps in llama["rounds"].items()}  # fmt: skip
+of_laps = {
+    arm: [1e6 * lap["seconds"] / lap["tokens"] for lap in laps]
+    for arm, laps in llama["rounds"].items()
+}
 of_laps = pd.DataFrame(of_laps).T.rename(columns=lambda number: f"lap {number + 1}")
 print("seconds per million tokens (chosen and rejected)")
 of_laps.round().astype(int)
@@ -581,8 +664,11 @@ of_laps.round().astype(int)
 # So where does the time go? Some more steps of each arm but Unsloth, with the same pairs, were profiled.
 
 # %%
-profiles_8b = {arm: rounds[0]["profile"] for arm, rounds in llama["rounds"].items()
-               if "profile" in rounds[0]}  # fmt: skip
+profiles_8b = {
+    arm: rounds[0]["profile"]
+    for arm, rounds in llama["rounds"].items()
+    if "profile" in rounds[0]
+}
 table = pd.DataFrame({arm: p["by_kind"] for arm, p in profiles_8b.items()})
 table.loc["all kernels"] = table.sum()
 table.loc["nothing (launches, waits)"] = [
@@ -617,19 +703,23 @@ pd.Series(parts, name="s per 1,000 pairs of fast").round(1).to_frame()
 # **Predict.** What became of the pauses?
 
 # %%
-pauses = records.load("speed_8b_pauses")
-print(records.caption(pauses), f"({pauses['what']})")
+pauses = recorded.load("speed_8b_pauses")
+print(recorded.caption(pauses), f"({pauses['what']})")
 history = {k: v["profile"] for k, v in pauses["versions_of_the_trainer"].items()}
 history["now: no requests"] = in_fast
-pd.DataFrame({
-    name: {"kernels of a step": p["kernels"] / p["steps"],
-           "ms of nothing in a step": (p["wall_ms"] - p["busy_ms"]) / p["steps"]}
-    for name, p in history.items()
-}).T.round().astype(int)  # fmt: skip
+pd.DataFrame(
+    {
+        name: {
+            "kernels of a step": p["kernels"] / p["steps"],
+            "ms of nothing in a step": (p["wall_ms"] - p["busy_ms"]) / p["steps"],
+        }
+        for name, p in history.items()
+    }
+).T.round().astype(int)
 
 # %% [markdown]
 # Hardly anything. What they were showed in a list of them all: few and long ones made most of it, and all lay about the optimizer.
-# bitsandbytes asks for its paged state before each update, and each launch behind such a request waits until it is served. *Running ahead* leaves the requests out now (`course_utils/fast/waits.py`).
+# bitsandbytes asks for its paged state before each update, and each launch behind such a request waits until it is served. *Running ahead* leaves the requests out now (`course_utils/training/fast/waits.py`).
 
 # %% [markdown]
 # ## 9. What it means on an L4: a projection
@@ -644,27 +734,29 @@ arms = {"fast": llama["rounds"]["fast"][0], "lean": llama["rounds"]["lean"][0]}
 for name, run in arms.items():
     share = llama["arms"][name]["share_of_floor"]["median"]
     minutes = 1000 * run["flops"] / run["pairs"] / l4_rate / share / 60
-    print(f"{name}: {minutes:.0f} minutes (projected), "
-          f"peak {run['peak_gib']:.1f} of the card's 22 GiB")
+    print(
+        f"{name}: {minutes:.0f} minutes (projected), "
+        f"peak {run['peak_gib']:.1f} of the card's 22 GiB"
+    )
 
 # %% [markdown]
-# A slower card hides launches better and has a slower memory, so either may be wrong by a good part; measure yours with `tests/gpu/bench_orpo.py`.
+# A slower card hides launches better and has a slower memory, so either may be wrong by a good part; measure yours with `tests/benchmarks/bench_orpo.py`.
 #
 # ## 10. Several GPUs
 #
 # Nothing in the trainer is new for that: accelerate starts one process a GPU, each reads its share of every step, and the adapter's gradients are averaged once a step.
 #
 # ```bash
-# python -m course_utils.train --profile a100 --output runs/a100                 # one GPU
+# python -m course_utils.training --profile a100 --output runs/a100                 # one GPU
 #
-# CONFIG=$(python -m course_utils.train --config-path ddp)
+# CONFIG=$(python -m course_utils.training --config-path ddp)
 # accelerate launch --config_file $CONFIG --num_processes 2 \
-#     -m course_utils.train --profile a100 --output runs/a100                    # two
+#     -m course_utils.training --profile a100 --output runs/a100                    # two
 # ```
 
 # %%
-from course_utils.train import options
-from course_utils.train.batches import share as share_of_a_step
+from course_utils.training import options
+from course_utils.training.batches import share as share_of_a_step
 
 print(options.config_path("ddp").read_text())
 for processes in (1, 2, 4):
@@ -679,22 +771,27 @@ for processes in (1, 2, 4):
 # **Predict.** Two GPUs: how many times as fast as one?
 
 # %%
-scaling = records.load("scaling")
-print(records.caption(scaling))
-print("timed with", *scaling["levers"])
+scaling = recorded.load("scaling")
+print(recorded.caption(scaling))
+print("timed with", *scaling["fast_config"])
 parts = pd.DataFrame(scaling["parts"]).T
 parts["steps"] = parts["losses"].map(len, na_action="ignore")
 parts["peak GiB"] = parts["peak_gib"].map(max, na_action="ignore")
 columns = {
-    "steps": "steps of 32", "seconds_per_1000_pairs": "s per 1,000 pairs",
-    "scaling": "times one GPU", "compared": "compared with",
-    "largest_relative_difference": "losses apart", "relative_movement": "losses moved",
+    "steps": "steps of 32",
+    "seconds_per_1000_pairs": "s per 1,000 pairs",
+    "scaling": "times one GPU",
+    "compared": "compared with",
+    "largest_relative_difference": "losses apart",
+    "relative_movement": "losses moved",
     "peak GiB": "peak GiB",
-}  # fmt: skip
+}
 killed = scaling["parts"]["one process of two killed"]
-print(f"one process of two killed: the other ended after "
-      f"{killed['seconds_to_end']:.1f} s, status {killed['exit_status']}, and said: "
-      f"{killed['message']}")
+print(
+    f"one process of two killed: the other ended after "
+    f"{killed['seconds_to_end']:.1f} s, status {killed['exit_status']}, and said: "
+    f"{killed['message']}"
+)
 table = parts.drop("one process of two killed")[[*columns]]
 table = table.rename(columns=columns)
 table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "–")
@@ -715,11 +812,11 @@ table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "�
 # ```bash
 # accelerate launch --config_file $CONFIG --num_machines 2 --num_processes 16 \
 #     --machine_rank $MACHINE_RANK --main_process_ip $HEAD --main_process_port 29500 \
-#     -m course_utils.train --profile a100 --batch-size 128 --output /shared/a100 --resume
+#     -m course_utils.training --profile a100 --batch-size 128 --output /shared/a100 --resume
 #
 # torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d \
 #     --rdzv_endpoint $HEAD:29500 --rdzv_id orpo \
-#     -m course_utils.train --profile a100 --batch-size 128 --output /shared/a100 --resume
+#     -m course_utils.training --profile a100 --batch-size 128 --output /shared/a100 --resume
 # ```
 #
 # Slurm starts one launcher a node; `--requeue` and `--resume` together survive a lost one (your shell's `#!` line goes on top):
@@ -728,10 +825,10 @@ table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "�
 # #SBATCH --nodes 2 --ntasks-per-node 1 --gpus-per-node 8 --requeue
 # export HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # srun bash -c 'accelerate launch \
-#     --config_file $(python -m course_utils.train --config-path ddp) \
+#     --config_file $(python -m course_utils.training --config-path ddp) \
 #     --num_machines $SLURM_NNODES --num_processes $((8 * SLURM_NNODES)) \
 #     --machine_rank $SLURM_NODEID --main_process_ip $HEAD --main_process_port 29500 \
-#     -m course_utils.train --profile a100 --batch-size 128 --output $SCRATCH/a100 --resume'
+#     -m course_utils.training --profile a100 --batch-size 128 --output $SCRATCH/a100 --resume'
 # ```
 #
 # SkyPilot rents the nodes as well; its managed jobs start again elsewhere when a spot machine is taken away:
@@ -743,11 +840,11 @@ table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "�
 #   /runs: {name: orpo-runs, mode: MOUNT}   # a bucket that outlives the machines
 # setup: pip install -c constraints.txt -e .
 # run: |
-#   accelerate launch --config_file $(python -m course_utils.train --config-path ddp) \
+#   accelerate launch --config_file $(python -m course_utils.training --config-path ddp) \
 #     --num_machines $SKYPILOT_NUM_NODES --num_processes $((8 * SKYPILOT_NUM_NODES)) \
 #     --machine_rank $SKYPILOT_NODE_RANK --main_process_port 29500 \
 #     --main_process_ip $(echo "$SKYPILOT_NODE_IPS" | head -n 1) \
-#     -m course_utils.train --profile a100 --batch-size 128 --output /runs/a100 --resume
+#     -m course_utils.training --profile a100 --batch-size 128 --output /runs/a100 --resume
 # ```
 #
 # Between nodes some 170 MB of gradients travel once a step, so DDP with LoRA asks little of the network; FSDP sends the weights themselves for every row.
@@ -758,31 +855,56 @@ table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "�
 # %%
 recap = pd.DataFrame(
     [
-        ("positions not needed, 8 pairs a batch", f"{useless['8 pairs']:.0%}",
-         f"{len(train)} pairs", "–"),
-        ("lever against TRL, gradient", f"{gradient_gap:.0e}",
-         f"{len(pairs)} pairs", "0"),
+        (
+            "positions not needed, 8 pairs a batch",
+            f"{useless['8 pairs']:.0%}",
+            f"{len(train)} pairs",
+            "–",
+        ),
+        (
+            "lever against TRL, gradient",
+            f"{gradient_gap:.0e}",
+            f"{len(pairs)} pairs",
+            "0",
+        ),
         ("fast against TRL, 12 steps", f"{apart:.0e}", "96 pairs", "0"),
-        ("lab: times as fast as TRL",
-         f"{times['median']:.2f} [{times['low']:.2f}, {times['high']:.2f}]",
-         f"{times['n']} rounds", "0"),
-        *((f"8B: seen of what it learned, {arm}", seen[arm],
-           f"{rounded['steps']} steps", "0") for arm in ("TRL, bf16", "fast")),
+        (
+            "lab: times as fast as TRL",
+            f"{times['median']:.2f} [{times['low']:.2f}, {times['high']:.2f}]",
+            f"{times['n']} rounds",
+            "0",
+        ),
+        *(
+            (
+                f"8B: seen of what it learned, {arm}",
+                seen[arm],
+                f"{rounded['steps']} steps",
+                "0",
+            )
+            for arm in ("TRL, bf16", "fast")
+        ),
     ]
     + [
-        (f"8B, s per 1,000 pairs: {arm}",
-         f"{interval(row['seconds_per_1000_pairs'])}, {row['peak_gib']:.2f} GiB",
-         f"{sum(lap['pairs'] for lap in llama['rounds'][arm])} pairs, "
-         f"{row['seconds_per_1000_pairs']['n']} laps", "0")
+        (
+            f"8B, s per 1,000 pairs: {arm}",
+            f"{interval(row['seconds_per_1000_pairs'])}, {row['peak_gib']:.2f} GiB",
+            f"{sum(lap['pairs'] for lap in llama['rounds'][arm])} pairs, "
+            f"{row['seconds_per_1000_pairs']['n']} laps",
+            "0",
+        )
         for arm, row in llama["arms"].items()
     ]
     + [
-        (f"8B: fast, times as fast as {arm} (aim {aim})",
-         times_as_fast("fast", arm), f"{llama['laps']} laps", "0")
+        (
+            f"8B: fast, times as fast as {arm} (aim {aim})",
+            times_as_fast("fast", arm),
+            f"{llama['laps']} laps",
+            "0",
+        )
         for arm, aim in (("stock", 7), ("unsloth", 2.8))
     ],
     columns=["what", "value", "n", "seed"],
-)  # fmt: skip
+)
 print(recap.to_string(index=False))
 print(
     f"Finding: on Llama 3 8B's shape {per_1000['stock']:.0f} s per 1,000 pairs become "

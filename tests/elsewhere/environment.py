@@ -11,8 +11,14 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 SHOWN = (
-    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+)
 
 
 def installed(name):

@@ -24,10 +24,11 @@ WRONG = {
     "resize_vocab: true on 4 bit": ({"resize_vocab": True}, ()),
     "neat_packing: true": ({"neat_packing": True}, ()),
     "train_on_prompt: true, to score prompts as TRL does": (
-        {"train_on_prompt": True}, ()
+        {"train_on_prompt": True},
+        (),
     ),
     "no dataset": ({}, ("dataset",)),
-}  # fmt: skip
+}
 
 
 def stand_in_for_torchaudio():
@@ -104,14 +105,21 @@ def build(folder):
     model_args, _, training_args, finetuning_args, _ = arguments
     model = load_model(module["tokenizer"], model_args, finetuning_args, True)
     collator = PairwiseDataCollatorWithPadding(
-        template=template, model=model, pad_to_multiple_of=8, label_pad_token_id=-100,
+        template=template,
+        model=model,
+        pad_to_multiple_of=8,
+        label_pad_token_id=-100,
         **module,
-    )  # fmt: skip
+    )
     trainer = CustomDPOTrainer(
-        model=model, ref_model=None, args=training_args,
-        finetuning_args=finetuning_args, data_collator=collator, train_dataset=rows,
+        model=model,
+        ref_model=None,
+        args=training_args,
+        finetuning_args=finetuning_args,
+        data_collator=collator,
+        train_dataset=rows,
         **module,
-    )  # fmt: skip
+    )
     return trainer, rows
 
 

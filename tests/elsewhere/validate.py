@@ -27,7 +27,7 @@ import venv
 from dataclasses import replace
 from pathlib import Path
 
-from course_utils import profiles
+from course_utils.setup import profiles
 
 profiles.stay_offline()  # the libraries read the environment when first imported
 # ruff: noqa: E402
@@ -37,7 +37,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import chat, elsewhere, lab, mixing, places, records
+from course_utils import chat, lab, recorded
+from course_utils.data import mixing
+from course_utils.publishing import elsewhere
+from course_utils.setup import places
 
 HERE = Path(__file__).resolve().parent
 RECORD = places.PACKAGE / "recorded" / "elsewhere.json"
@@ -113,8 +116,11 @@ def ask(python, tool, work):
     with open(log, "w", encoding="utf-8") as file:
         run = subprocess.run(
             [python, HERE / f"in_{tool}.py", work, answer],
-            stdout=file, stderr=subprocess.STDOUT, env=clean, cwd=work,
-        )  # fmt: skip
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=clean,
+            cwd=work,
+        )
     if run.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-30:])
         raise SystemExit(f"{tool} ended with {run.returncode}:\n{tail}")
@@ -151,14 +157,22 @@ def trl_loss(model, tokenizer, batch, max_length, beta):
     columns = ["prompt", "chosen", "rejected"]
     with tempfile.TemporaryDirectory() as scratch:
         config = ORPOConfig(
-            output_dir=scratch, max_length=max_length, beta=beta, bf16=False,
-            use_cpu=True, report_to="none", remove_unused_columns=False,
-            gradient_checkpointing=False, disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=scratch,
+            max_length=max_length,
+            beta=beta,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            remove_unused_columns=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+        )
         trainer = ORPOTrainer(
-            model, config, processing_class=tokenizer,
+            model,
+            config,
+            processing_class=tokenizer,
             train_dataset=Dataset.from_list(batch).select_columns(columns),
-        )  # fmt: skip
+        )
     rows = trainer.data_collator([trainer.train_dataset[n] for n in range(len(batch))])
     with torch.no_grad():
         loss, metrics = trainer.get_batch_loss_metrics(trainer.model.eval(), rows)
@@ -177,7 +191,7 @@ def compare(answers, profile, batch):
     ours["llama_factory"] = definitions[-1]
     values = {"TRL": trl_loss(model, *arguments)}
     values |= {tool: answers[tool]["batch"] for tool in TOOLS}
-    versions = records.versions()
+    versions = recorded.versions()
     asked = {tool: answers[tool]["environment"]["versions"] for tool in TOOLS}
     names = {
         "TRL": f"TRL {versions['trl']}",
@@ -281,11 +295,12 @@ def main(arguments):
         answer["tokens"] = same_tokens(rows, pairs, tokenizer, profile.max_length)
     unmended = answers["axolotl"].pop("rows with the base's eos")
     answers["axolotl"]["answers with two end tokens, with the base's eos"] = {
-        "rows": len(unmended), "two": double_ends(unmended, tokenizer)
-    }  # fmt: skip
+        "rows": len(unmended),
+        "two": double_ends(unmended, tokenizer),
+    }
     losses, definitions = compare(answers, profile, batch)
     command = "python tests/elsewhere/validate.py --make FOLDER"
-    record = records.describe_run(command, start) | {
+    record = recorded.describe_run(command, start) | {
         "model": "the lab's base in float32",
         "beta": profile.beta,
         "max_length": profile.max_length,

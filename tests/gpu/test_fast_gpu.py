@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitsandbytes import functional
 from fast_harness import (
-    assert_same_window,
+    assert_same_step,
     copy_trained,
     gradient_error,
     lora,
@@ -17,14 +17,14 @@ from fast_harness import (
     make_trainer,
     nf4_model,
     random_feature,
-    run_window,
+    run_step,
     tokenizer,
 )
 from tiny_llama import tiny_model
 from trl.experimental.orpo import ORPOTrainer
 
-from course_utils.fast import Levers, PackedORPOTrainer, nf4
-from course_utils.fast import lora as lora_layers
+from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer, nf4
+from course_utils.training.fast import fused_lora as lora_layers
 
 pytestmark = pytest.mark.usefixtures("gpu")
 # Wide enough for FlexAttention's kernels: heads of 64.
@@ -59,13 +59,19 @@ def exact_products():
 @pytest.mark.parametrize("gib", [None, 0])
 def test_flex_attention_equals_trl(tmp_path, compiled, gib):
     torch._dynamo.reset()
-    levers = Levers(attention="flex", compile_layers=compiled, activation_gib=gib)
+    fast_config = FastTrainingConfig(
+        attention="flex", compile_layers=compiled, activation_gib=gib
+    )
     made = make_both(
-        tmp_path, make_model=wide_model, dtype=torch.float32, levers=levers, **ON_GPU
+        tmp_path,
+        make_model=wide_model,
+        dtype=torch.float32,
+        fast_config=fast_config,
+        **ON_GPU,
     )
     for seed in range(3):  # rows of several lengths
         sizes = [4 + 3 * seed] * 2
-        assert_same_window(
+        assert_same_step(
             *made, window(seed, sizes), tolerance=1e-5, gradient_tolerance=5e-5
         )
 
@@ -75,33 +81,33 @@ def test_sdpa_equals_trl(tmp_path):
         tmp_path,
         make_model=wide_model,
         dtype=torch.float32,
-        levers=Levers(attention="sdpa"),
+        fast_config=FastTrainingConfig(attention="sdpa"),
         **ON_GPU,
     )
-    assert_same_window(*made, window(), tolerance=1e-5, gradient_tolerance=5e-5)
+    assert_same_step(*made, window(), tolerance=1e-5, gradient_tolerance=5e-5)
 
 
 # Small rows: fewer lengths to record before the first step.
 SMALL = {"token_budget": 512}
 KINDS = {
-    "as chosen": Levers(**SMALL),
-    "all layers again": Levers(**SMALL, activation_gib=0),
-    "no graphs": Levers(**SMALL, cuda_graphs=False),
-    "bitsandbytes decodes": Levers(**SMALL, triton_decode=False),
-    "layers as they are": Levers(**SMALL, compile_layers=False),
-    "flex": Levers(**SMALL, attention="flex"),
-    "sdpa": Levers(**SMALL, attention="sdpa"),
+    "as chosen": FastTrainingConfig(**SMALL),
+    "all layers again": FastTrainingConfig(**SMALL, activation_gib=0),
+    "no graphs": FastTrainingConfig(**SMALL, cuda_graphs=False),
+    "bitsandbytes decodes": FastTrainingConfig(**SMALL, triton_decode=False),
+    "layers as they are": FastTrainingConfig(**SMALL, compile_layers=False),
+    "flex": FastTrainingConfig(**SMALL, attention="flex"),
+    "sdpa": FastTrainingConfig(**SMALL, attention="sdpa"),
 }
 
 
 def test_nf4_in_bf16_is_as_close_to_fp32_as_trl(tmp_path):
     settings = {"dtype": None, "bf16": True, **ON_GPU}
     trainers = {}
-    for name, levers in KINDS.items():
+    for name, fast_config in KINDS.items():
         trainers["theirs"], trainers[name] = make_both(
             tmp_path,
             make_model=lambda: nf4_model(tmp_path, torch.bfloat16, **WIDE),
-            levers=levers,
+            fast_config=fast_config,
             **settings,
         )
     ours = trainers["as chosen"]
@@ -121,9 +127,9 @@ def test_nf4_in_bf16_is_as_close_to_fp32_as_trl(tmp_path):
         copy_trained(exact.model, trainer.model)
     errors = {name: [] for name in trainers}
     for seed in range(5):  # the graphs' first run, recording, replays
-        truth = run_window(exact, window(seed))
+        truth = run_step(exact, window(seed))
         for name, trainer in trainers.items():
-            loss, _, gradients = run_window(trainer, window(seed))
+            loss, _, gradients = run_step(trainer, window(seed))
             assert loss == pytest.approx(truth[0], rel=5e-3), name
             errors[name].append(gradient_error(gradients, truth[2]))
     means = {name: sum(values) / len(values) for name, values in errors.items()}
@@ -198,7 +204,9 @@ def test_training_with_graphs_equals_training_without(tmp_path, gib):
             gradient_accumulation_steps=2,
             learning_rate=1e-3,
             logging_steps=1,
-            levers=Levers(cuda_graphs=graphs, activation_gib=gib, token_budget=96),
+            fast_config=FastTrainingConfig(
+                cuda_graphs=graphs, activation_gib=gib, token_budget=96
+            ),
             **ON_GPU,
         )
         assert trainer.cuda_graphs is graphs
@@ -220,11 +228,11 @@ def test_a_step_never_waits_for_the_gpu(tmp_path):
         model=nf4_model(tmp_path, torch.bfloat16, **WIDE),
         dtype=None,
         bf16=True,
-        levers=Levers(**SMALL),
+        fast_config=FastTrainingConfig(**SMALL),
         **ON_GPU,
     )
     for seed in range(3):  # compile, measure and verify; record; replay
-        run_window(trainer, window(seed))
+        run_step(trainer, window(seed))
     batches = [trainer.data_collator(group) for group in window(3)]
     samples, items = trainer.get_batch_samples(iter(batches), 2, trainer.args.device)
     trainer.current_gradient_accumulation_steps = 2
@@ -239,12 +247,12 @@ def test_a_step_never_waits_for_the_gpu(tmp_path):
 
 def peak(trainer, groups):
     """Bytes that a window takes above what is there before it."""
-    run_window(trainer, groups)
+    run_step(trainer, groups)
     trainer.model.zero_grad()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    run_window(trainer, groups)
+    run_step(trainer, groups)
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -254,8 +262,10 @@ def test_checkpointing_keeps_the_budget(tmp_path):
     peaks = {}
     for gib in (0, 0.02, 10):
         settings["model"] = wide_model()
-        levers = Levers(activation_gib=gib, compile_layers=False)
-        trainer = make_trainer(PackedORPOTrainer, tmp_path, levers=levers, **settings)
+        fast_config = FastTrainingConfig(activation_gib=gib, compile_layers=False)
+        trainer = make_trainer(
+            PackedORPOTrainer, tmp_path, fast_config=fast_config, **settings
+        )
         peaks[gib] = peak(trainer, groups)
     assert peaks[0] < peaks[0.02] < peaks[10]
     assert peaks[0.02] <= peaks[0] + 0.02 * 2**30
@@ -269,7 +279,7 @@ def test_a_small_head_tile_takes_less_memory(tmp_path):
             tmp_path,
             model=tiny_model(32_000, **WIDE),
             dtype=torch.float32,
-            levers=Levers(head_tile=tile, compile_layers=False),
+            fast_config=FastTrainingConfig(head_tile=tile, compile_layers=False),
             **ON_GPU,
         )
         peaks[tile] = peak(trainer, window(sizes=(20, 20)))

@@ -4,19 +4,15 @@ On two layers of Llama 3 8B's exact width: all tensors have their real size.
 `measure_memory.py` measures the whole model.
 """
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import measure_memory
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import measure_memory
-
-from course_utils import memory, resilience, twin
+from course_utils.models import memory, random_weights
+from course_utils.training import resilience
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
@@ -35,7 +31,7 @@ NAMES = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("twin") / "two_layers"
-    twin.write(path, "llama3-8b-2-layers")
+    random_weights.write(path, "llama3-8b-2-layers")
     return path
 
 

@@ -1,0 +1,258 @@
+"""The course's commands: `python -m course_utils.course run|test|lab|notebooks`.
+
+Knows: what each command does to which folder.
+Does not know: how a notebook is run, checked or shown (`execution`, `hygiene`,
+`pages`); those are imported by the commands that need them, so that `--help` is quick.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+from course_utils.course import console
+from course_utils.setup import places
+
+TEST_WORKERS = 2
+
+
+def main(arguments=None):
+    """Run one command. Returns: the process's exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m course_utils.course", description="The ORPO course's commands."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    names = {"nargs": "*", "metavar": "NAME", "help": "e.g. 01; all if none is given"}
+
+    run = commands.add_parser("run", help="run the notebooks, write pages to build/")
+    run.add_argument("names", **names)
+    run.add_argument("--fresh", action="store_true", help="reuse no earlier run")
+    commands.add_parser("test", help="run tests and notebooks; takes pytest's options")
+    commands.add_parser("lab", help="open JupyterLab on the course")
+    build = commands.add_parser("notebooks", help="rebuild the notebooks from text")
+    build.add_argument("names", **names)
+    build.add_argument(
+        "--only-stale", action="store_true", help="execute only what changed"
+    )
+
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "test":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    root = places.checkout()
+    try:
+        if options.command == "run":
+            return run_course(root, options.names, options.fresh)
+        if options.command == "test":
+            return run_tests(root, rest)
+        if options.command == "lab":
+            return open_lab(root)
+        return build_notebooks(root, options.names, options.only_stale)
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept.")
+        return 130
+
+
+def chosen(paths, names):
+    """Those of `paths` whose stem begins with one of `names`; all if there are none.
+
+    Raises: SystemExit naming what there is, if a name fits nothing.
+    """
+    for name in names:
+        if not any(path.stem.startswith(name) for path in paths):
+            there = ", ".join(path.stem for path in paths) or "none at all"
+            raise SystemExit(f"No notebook begins with {name!r}. There are: {there}.")
+    return [
+        path
+        for path in paths
+        if not names or any(path.stem.startswith(name) for name in names)
+    ]
+
+
+# --- make course --------------------------------------------------------------------
+
+
+def run_course(root, names=(), fresh=False):
+    """Run notebooks from a copy in build/, write their pages, end with a table.
+
+    Returns: 0, or 1 if a notebook broke (the others run all the same).
+    """
+    from course_utils.course import notebooks, pages
+
+    paths = chosen(notebooks.notebook_files(root), names)
+    if not paths:
+        raise SystemExit(f"There is no notebook in {root / 'notebooks'}.")
+    records = [notebooks.run_record(notebooks.read(path)) for path in paths]
+    minutes = sum(record.get("seconds", 0) for record in records) / 60
+    print(f"To run: {len(paths)} of the notebooks; recorded, {minutes:.1f} min in all")
+    rows = [_run_one(root, path, fresh) for path in paths]
+    index = root / "build" / "html" / "index.html"
+    pages.write_index(rows, index)
+    print()
+    print(console.table(rows))
+    print(f"\nBegin with {index.relative_to(root)}")
+    return int(any(row["broke"] for row in rows))
+
+
+def _run_one(root, path, fresh):
+    """Run or reuse one notebook. Returns: its row of the table."""
+    from course_utils.course import execution, notebooks, pages
+
+    notebook = notebooks.read(path)
+    copy = root / "build" / "notebooks" / path.name
+    page = root / "build" / "html" / f"{path.stem}.html"
+    key = run_key(notebook, places.PACKAGE, profile())
+    broke = ""
+
+    previous = notebooks.read(copy) if copy.exists() else None
+    reused = (
+        not fresh
+        and previous is not None
+        and notebooks.run_record(previous).get("run_key") == key
+    )
+    if reused:
+        record = notebooks.run_record(previous)
+        notebooks.carry_outputs(previous, notebook)
+        print(f"{path.stem}: unchanged since its last run, reused", flush=True)
+    else:
+        progress = console.Progress(path.stem)
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            record = execution.execute(notebook, copy.parent, profile(), progress)
+            record["run_key"] = key
+        except execution.NotebookBrokeError as error:
+            broke, record = str(error), {"seconds": progress.seconds()}
+        progress.end(f"broke at {broke}" if broke else "")
+    notebook.metadata.setdefault("course", notebooks.nbformat.NotebookNode())
+    notebook.metadata.course.update(record)
+    # A page is made in seconds, but eight of them would make a second run slow.
+    if not (reused and page.exists() and notebook == previous):
+        notebooks.write(notebook, copy)
+        pages.write_page(notebook, page, path.parent)
+    return {
+        "name": path.stem,
+        "title": notebooks.heading(notebook),
+        "minutes": f"{record['seconds'] / 60:.1f}",
+        "finding": f"BROKE at {broke}" if broke else notebooks.finding(notebook),
+        "page": page.name,
+        "where": str(page.relative_to(root)),
+        "broke": bool(broke),
+    }
+
+
+def profile():
+    """The profile that the commands run notebooks on: COURSE_PROFILE, or `cpu`."""
+    return os.environ.get("COURSE_PROFILE") or "cpu"
+
+
+def run_key(notebook, package, profile):
+    """A hash of all that a run's result hangs on; equal keys need no second run.
+
+    That is the notebook's code, every file of the package and the data cards, the
+    libraries' versions, and the course's settings in the environment.
+    """
+    from course_utils.course import execution, notebooks
+
+    settings = {k: v for k, v in os.environ.items() if k.startswith("COURSE_")}
+    settings["COURSE_PROFILE"] = profile
+    parts = [notebooks.code_sha256(notebook), execution.library_versions(), settings]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for folder in (package, package.parent / "data_cards"):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(str(path.relative_to(folder.parent)).encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+# --- make test, make lab ------------------------------------------------------------
+
+
+def run_tests(root, extra=()):
+    """Check the style with ruff, then run pytest on notebooks and tests.
+
+    Returns: 1 if ruff finds a fault, else pytest's exit status.
+    """
+    from course_utils.course import execution
+
+    threads = str(max(1, execution.usable_cores() // TEST_WORKERS))
+    environment = {
+        # Two workers whose torch each takes all cores are slower than one.
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "COURSE_PROFILE": profile(),
+        **os.environ,
+    }
+    for check in (["check"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *check, "--quiet", "."]
+        if subprocess.run(ruff, cwd=root, check=False).returncode:
+            print(f"`ruff {' '.join(check)}` is not content: see above")
+            return 1
+    command = [sys.executable, "-m", "pytest", "--nbmake", "notebooks", "tests"]
+    command += ["-n", str(TEST_WORKERS), "--dist", "worksteal", *extra]
+    return subprocess.run(command, cwd=root, env=environment, check=False).returncode
+
+
+def open_lab(root):
+    """Open JupyterLab on the notebooks. Returns: its exit status."""
+    command = [sys.executable, "-m", "jupyterlab", str(root / "notebooks")]
+    return subprocess.run(command, check=False).returncode
+
+
+# --- make notebooks -----------------------------------------------------------------
+
+
+def build_notebooks(root, names=(), only_stale=False):
+    """Rebuild notebooks from their text, execute them, and renew the README's map.
+
+    only_stale: execute only where the code changed; text is renewed everywhere.
+    Returns: 0, or 1 if a notebook broke (its committed form is then left as it was).
+    """
+    from course_utils.course import notebooks, pages
+
+    texts = chosen(notebooks.text_files(root), names)
+    broke = [text.stem for text in texts if not _build_one(root, text, only_stale)]
+    readme = root / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = pages.updated_readme(old, notebooks.notebook_files(root))
+    if new != old:
+        readme.write_text(new, encoding="utf-8", newline="\n")
+        print("README.md: the map of notebooks was renewed")
+    if broke:
+        print(f"Broke, and left as committed: {', '.join(broke)}")
+    return int(bool(broke))
+
+
+def _build_one(root, text_path, only_stale):
+    """Rebuild one notebook, and say what is wrong with it. Returns: did it run?"""
+    from course_utils.course import execution, notebook_lint, notebooks
+
+    name = text_path.stem
+    target = root / "notebooks" / f"{name}.ipynb"
+    text = text_path.read_text(encoding="utf-8")
+    template = notebooks.from_text(text, text_path.name)
+    tidy = notebooks.to_text(template)
+    if tidy != text:
+        text_path.write_text(tidy, encoding="utf-8", newline="\n")
+        print(f"{name}: blank lines of its text were put in jupytext's form")
+
+    committed = notebooks.read(target) if target.exists() else None
+    if only_stale and committed and notebooks.is_current(committed, template):
+        executed, record = committed, notebooks.run_record(committed)
+    else:
+        executed = notebooks.filled(template, notebooks.fills(name, {}))
+        progress = console.Progress(name)
+        try:
+            record = execution.execute(executed, target.parent, profile(), progress)
+        except execution.NotebookBrokeError as error:
+            progress.end(f"broke at {error}")
+            wreck = root / "build" / "broken" / target.name
+            notebooks.write(executed, wreck)
+            print(f"{name}: look at {wreck.relative_to(root)}")
+            return False
+        progress.end()
+    notebooks.write(notebooks.finished(template, name, executed, record), target)
+    for problem in notebook_lint.problems(target):
+        print(f"{name}: {problem}")
+    return True

@@ -1,0 +1,132 @@
+"""The page of a mix, written from what `build` counted.
+
+Knows: the hub's dataset-card format and what a reader must be told. Does not know: any
+number that is not in the mix.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from course_utils.data import sources
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
+
+
+def card(mix, name):
+    """The mix as a dataset card: a str of Markdown with the hub's front matter.
+
+    mix: as `build` returns it. name: the card's title. Every number in it is counted.
+    """
+    total = len(mix.train) + len(mix.evaluation)
+    front = {
+        "license": _license(mix),
+        "language": ["en"],
+        "pretty_name": name,
+        "size_categories": [
+            next((size for below, size in SIZES if total < below), "100K<n<1M")
+        ],
+        "task_categories": ["text-generation"],
+        "tags": ["preference", "dpo", "orpo"]
+        + ["not-for-all-audiences"] * bool(_warned(mix)),
+    }
+    sections = [
+        f"# {name}",
+        f"{len(mix.train):,} preference pairs to train on and {len(mix.evaluation):,} "
+        f"to evaluate with, from {len(mix.cards)} sources.",
+        *_warnings(mix),
+        "## Where the rows went",
+        _table(_counts(mix)),
+        "Every row of a source is kept or counted under the first reason to drop it.",
+        *[f"- {note}" for note in mix.notes],
+        "## Sources",
+        _table(_sources(mix)),
+        "## How it was made",
+        "\n".join(f"- {key}: {_told(value)}" for key, value in mix.settings.items()),
+        "Each pair names its `source`, its `row` there, counted from 0, and the `hash` "
+        "of its messages.",
+        "## Citation",
+        *_citations(mix),
+    ]
+    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def write_card(mix, folder, name):
+    """Write `card(mix, name)` to README.md in a folder, whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / "README.md.part"
+    draft.write_text(card(mix, name), encoding="utf-8")
+    return draft.replace(folder / "README.md")
+
+
+def _is_world(mix):
+    """The small world's rows are this course's own, whatever columns they come in."""
+    return mix.settings["data"] == "world"
+
+
+def _license(mix):
+    """One licence where all sources share it, else the hub's word for a mixture."""
+    if _is_world(mix):
+        return sources.card_of("world")["license"]
+    found = {card.license for card in mix.cards.values()}
+    return found.pop() if len(found) == 1 else "other"
+
+
+def _warned(mix):
+    return [c for c in mix.cards.values() if c.warning and not _is_world(mix)]
+
+
+def _warnings(mix):
+    lines = [f"- **{card.source}**: {card.warning}" for card in _warned(mix)]
+    return ["## Content warning", "\n".join(lines)] if lines else []
+
+
+def _citations(mix):
+    if _is_world(mix):
+        return ["Made by this course from the small world; nothing to cite."]
+    told = [f"- {c.source}: {c.citation or 'not given'}" for c in mix.cards.values()]
+    return ["\n".join(told)]
+
+
+def _counts(mix):
+    frame = pd.DataFrame(mix.report).set_index("source").fillna(0).astype(int)
+    frame.loc["all"] = frame.sum()
+    return frame.map("{:,}".format)
+
+
+def _sources(mix):
+    train, test = Counter(mix.train["source"]), Counter(mix.evaluation["source"])
+    world = "the small world, like {}" if _is_world(mix) else ""
+    rows = []
+    for card in mix.cards.values():
+        where = f"{card.repo} ({card.revision})" if card.repo else "local files"
+        rows.append(
+            {
+                "source": card.source,
+                "rows from": world.format(card.repo) if world else where,
+                "licence": _license(mix) if world else card.license,
+                "rule": f"`{card.keep.replace('`', '')}`" if card.keep else "all rows",
+                "train": f"{train[card.source]:,}",
+                "test": f"{test[card.source]:,}",
+            }
+        )
+    return pd.DataFrame(rows).set_index("source")
+
+
+def _told(value):
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None or value is False else str(value)
+
+
+def _table(frame):
+    """A DataFrame as a Markdown table, its index as the first column."""
+    head = [frame.index.name, *frame.columns]
+    lines = [head, ["---"] * len(head), *([i, *row] for i, *row in frame.itertuples())]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

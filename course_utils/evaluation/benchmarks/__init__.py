@@ -1,0 +1,9 @@
+"""Benchmarks through EleutherAI's lm-evaluation-harness, the real package.
+
+    python -m course_utils.evaluation.benchmarks nous --model FOLDER --out FILE.json
+    python -m course_utils.evaluation.benchmarks compare FIRST.json SECOND.json
+    python -m course_utils.evaluation.benchmarks lab --model FOLDER --out FILE.json
+
+Knows: `harness` the one call, `nous` the article's suite, `lab` tasks made from the
+small world, which need no network. Does not know: how a model was trained.
+"""

@@ -1,0 +1,61 @@
+"""Exercises: their checks, their tested solutions.
+
+Knows: which exercises there are. In a notebook, `checks.mask_prompt(mask_prompt)`
+checks an attempt, and `checks.solution("1.2")` shows a solution.
+Does not know: the notebooks.
+"""
+
+from course_utils.exercises.comparing import (
+    acc_norm,
+    paired_pairs_needed,
+    seed_interval,
+    suite_average,
+)
+from course_utils.exercises.data import my_rule, prompt_of, similarity, swapped_digits
+from course_utils.exercises.loading import (
+    better_code,
+    bits_per_weight,
+    for_a_t4,
+    lora_parameters,
+)
+from course_utils.exercises.mechanism import EXERCISES, solution
+from course_utils.exercises.merging import (
+    hidden_share,
+    mean_kl,
+    merged_weight,
+    rotation_order,
+)
+from course_utils.exercises.speed import branch_mask, padding_share
+from course_utils.exercises.start import profile_of, seen
+from course_utils.exercises.theory import delta, log_odds, mask_prompt
+from course_utils.exercises.training import furthest_move, pairs_needed
+
+__all__ = [
+    "EXERCISES",
+    "acc_norm",
+    "better_code",
+    "bits_per_weight",
+    "branch_mask",
+    "delta",
+    "for_a_t4",
+    "furthest_move",
+    "hidden_share",
+    "log_odds",
+    "lora_parameters",
+    "mask_prompt",
+    "mean_kl",
+    "merged_weight",
+    "my_rule",
+    "padding_share",
+    "paired_pairs_needed",
+    "pairs_needed",
+    "profile_of",
+    "prompt_of",
+    "rotation_order",
+    "seed_interval",
+    "seen",
+    "similarity",
+    "solution",
+    "suite_average",
+    "swapped_digits",
+]

@@ -1,0 +1,202 @@
+"""Exercises of notebook 02: rules, prompts of dialogues, counts."""
+
+import copy
+
+import pandas as pd
+
+from course_utils.exercises import solutions
+from course_utils.exercises.mechanism import exercise, expect, returned
+
+_ROWS = pd.DataFrame(
+    {
+        "status": [
+            "unchanged",
+            "tie",
+            "swapped",
+            "unchanged",
+            "unchanged",
+            "swapped",
+            "swapped",
+        ],
+        "chosen_score": [9.0, 10.0, 8.0, 7.0, 10.0, 9.0, None],
+        "in_gsm8k_train": [False, False, False, False, True, False, False],
+    }
+)
+
+
+@exercise(
+    "2.1",
+    solutions.my_rule,
+    value=True,
+    mistakes={
+        "a string": True,
+        "does not run": "status != tie and chosen_score >= 8",
+        "yes or no": "chosen_score",
+        "ties are kept": "chosen_score >= 8 and not in_gsm8k_train",
+        "changed sides": "status == 'unchanged' and chosen_score >= 8 "
+        "and not in_gsm8k_train",
+        "at least 8": "status != 'tie' and chosen_score > 8 and not in_gsm8k_train",
+        "flagged": "status != 'tie' and chosen_score >= 8",
+        "keeps other rows": "status != 'tie' and not in_gsm8k_train",
+    },
+)
+def my_rule(attempt):
+    """A rule over the columns of intel-orca, as a string."""
+    why = "a rule is a string, a pandas expression over the columns"
+    expect(isinstance(attempt, str), why, attempt, "'... and ...'")
+    try:
+        mask = _ROWS.eval(attempt)
+    except Exception as error:
+        why = "the rule does not run; names of columns stand bare, words in quotes"
+        expect(False, f"{why}: {error}", attempt, "columns: " + ", ".join(_ROWS))
+    why = "a rule says yes or no of every row"
+    is_mask = isinstance(mask, pd.Series) and pd.api.types.is_bool_dtype(mask)
+    expect(is_mask, why, mask, "a column of bool")
+    got, expected = mask.tolist(), [True, False, True, False, False, True, False]
+    why = "ties are kept: two equal ratings say nothing about which answer is better"
+    expect(not got[1], why, got, expected)
+    why = "flagged rows are kept: they resemble problems that benchmarks ask"
+    expect(not got[4], why, got, expected)
+    why = "pairs that changed sides are good pairs, only ties are not"
+    expect(got[5], why, got, expected)
+    why = "at least 8: the row whose score is 8 belongs to it"
+    expect(got[2], why, got, expected)
+    expect(got == expected, "the rule keeps other rows", got, expected)
+
+
+def _turn(role, content):
+    return {"role": role, "content": content}
+
+
+_BEFORE = [
+    _turn("user", "I am Ada."),
+    _turn("assistant", "Hello."),
+    _turn("user", "Who?"),
+]
+_DIALOGUE = {
+    "prompt": "I am Ada.",
+    "chosen": [*_BEFORE, _turn("assistant", "You are Ada.")],
+    "rejected": [*_BEFORE, _turn("assistant", "You are Ben.")],
+}
+
+
+@exercise(
+    "2.2",
+    solutions.prompt_of,
+    mistakes={
+        "only the first turn": lambda row: row["chosen"][:1],
+        "a list of messages": lambda row: row["prompt"],
+        "the chosen answer itself": lambda row: row["chosen"],
+        "only the last question": lambda row: row["chosen"][-2:-1],
+        "the row was changed": lambda row: row["chosen"].pop() and row["chosen"],
+        "the assistant's earlier turns": lambda row: [
+            m for m in row["chosen"] if m["role"] == "user"
+        ],
+        "not the context": lambda row: [],
+        "is there a return": lambda row: None,
+    },
+)
+def prompt_of(attempt):
+    """The prompt of a multi-turn row: the messages before the answer."""
+    row = copy.deepcopy(_DIALOGUE)
+    got, expected = returned(attempt, row), _BEFORE
+    why = "a prompt is a list of messages here, each with role and content"
+    expect(isinstance(got, list), why, got, expected)
+    why = "the row was changed: whoever reads it next finds an answer missing"
+    expect(row == _DIALOGUE, why, row["chosen"], _DIALOGUE["chosen"])
+    why = "that is only the first turn; the question in it is not the one answered"
+    expect(got != _BEFORE[:1], why, got, expected)
+    why = "the chosen answer itself is in the prompt: the model would only copy it"
+    expect(got != _DIALOGUE["chosen"], why, got, expected)
+    why = "that is only the last question; who asks stands in the turns before it"
+    expect(got != _BEFORE[-1:], why, got, expected)
+    users = [m for m in _BEFORE if m["role"] == "user"]
+    why = "the assistant's earlier turns belong to the context too"
+    expect(got != users, why, got, expected)
+    expect(got == expected, "these are not the context of the answer", got, expected)
+
+
+@exercise(
+    "2.3",
+    solutions.swapped_digits,
+    mistakes={
+        "a sign, and no proof": lambda a, b: (a - b) % 9 == 0 and a != b,
+        "equal numbers": lambda a, b: sorted(str(a)) == sorted(str(b)),
+        "three digits": lambda a, b: a != b and sorted(str(a)) == sorted(str(b)),
+        "not only neighbours": lambda a, b: (
+            a != b
+            and any(
+                str(b) == str(a)[:i] + str(a)[i + 1] + str(a)[i] + str(a)[i + 2 :]
+                for i in range(len(str(a)) - 1)
+            )
+        ),
+        "7,958 and 7,985": lambda a, b: False,
+        "is there a return": lambda a, b: None,
+    },
+)
+def swapped_digits(attempt):
+    """Whether one number becomes the other when two digits change places."""
+    why = "7,958 and 7,985 differ by two digits that changed places"
+    got = returned(attempt, 7958, 7985)
+    expect(bool(got), why, got, True)
+    why = "two equal numbers have no swap between them"
+    got = returned(attempt, 2299, 2299)
+    expect(not got, why, got, False)
+    why = "a difference divisible by 9 is a sign, and no proof: 100 and 109"
+    got = returned(attempt, 100, 109)
+    expect(not got, why, got, False)
+    why = "three digits moved from 123 to 231, and a swap moves two"
+    got = returned(attempt, 123, 231)
+    expect(not got, why, got, False)
+    why = "any two digits may change places, not only neighbours: 1,234 and 1,432"
+    got = returned(attempt, 1234, 1432)
+    expect(bool(got), why, got, True)
+    for a, b, expected in ((12, 120, False), (5924, 5922, False), (210, 120, True)):
+        got = returned(attempt, a, b)
+        expect(bool(got) == expected, f"{a} and {b} are judged wrongly", got, expected)
+
+
+def _runs(text, run):
+    said = text.split()
+    return [tuple(said[i : i + run]) for i in range(len(said) - run + 1)]
+
+
+@exercise(
+    "2.4",
+    solutions.similarity,
+    mistakes={
+        "counts words, not runs": lambda a, b, run: (
+            len({*a.split()} & {*b.split()}) / len({*a.split()} | {*b.split()})
+        ),
+        "only one of the two": lambda a, b, run: (
+            len({*_runs(a, run)} & {*_runs(b, run)}) / len({*_runs(a, run)})
+        ),
+        "last run is missing": lambda a, b, run: (
+            len({*_runs(a, run)[:-1]} & {*_runs(b, run)[:-1]})
+            / len({*_runs(a, run)[:-1]} | {*_runs(b, run)[:-1]})
+        ),
+        "no run at all": lambda a, b, run: (
+            len({*_runs(a, run)} & {*_runs(b, run)})
+            / max(1, len({*_runs(a, run)} | {*_runs(b, run)}))
+            if _runs(a, run)
+            else 1.0
+        ),
+        "is there a return": lambda a, b, run: None,
+    },
+)
+def similarity(attempt):
+    """Jaccard similarity of the runs of words of two texts."""
+    one, two = "a b c d e f", "a b c d x e f"
+    why = "a word in the middle breaks two runs of two: this counts words, not runs"
+    got = returned(attempt, one, two, 2)
+    words = 6 / 7
+    expect(abs(got - words) > 1e-9, why, got, 4 / 7)
+    why = "the runs of either text count below the line, not of only one of the two"
+    got = returned(attempt, "a b c", "a b c d e", 2)
+    expect(abs(got - 1) > 1e-9, why, got, 0.5)
+    got = returned(attempt, "a b c", "x b c", 2)
+    expect(abs(got - 1 / 3) < 1e-9, "the last run is missing", got, 1 / 3)
+    got = returned(attempt, "a", "b c", 2)
+    expect(abs(got) < 1e-9, "a text with no run at all is like no other", got, 0.0)
+    got = returned(attempt, one, two, 2)
+    expect(abs(got - 4 / 7) < 1e-9, "this pair is judged wrongly", got, 4 / 7)

@@ -1,0 +1,219 @@
+"""Exercises of notebook 03: bits per weight, LoRA's size, a code, a smaller card."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+
+from course_utils.exercises import solutions
+from course_utils.exercises.mechanism import exercise, expect, returned
+from course_utils.models import memory
+
+_BLOCK = 64
+
+
+@exercise(
+    "3.1",
+    solutions.bits_per_weight,
+    mistakes={
+        "scales are missing": lambda block, second: 4,
+        "float32 constant for each second block": lambda block, second: 4 + 8 / block,
+        "the second level is one for every": lambda block, second: (
+            4 + 8 / block + 32 / second
+        ),
+        "8 bits, not 32": lambda block, second: 4 + 32 / block + 32 / (block * second),
+        "is there a return": lambda block, second: None,
+    },
+)
+def bits_per_weight(attempt):
+    """Bits a weight costs in NF4 with double quantisation."""
+    got, expected = returned(attempt, 64, 256), 4 + 8 / 64 + 32 / (64 * 256)
+
+    def differs(wrong):
+        return not math.isclose(got, wrong, rel_tol=1e-6)
+
+    expect(differs(4), "the scales are missing", got, expected)
+    why = "the float32 constant for each second block is missing"
+    expect(differs(4 + 8 / 64), why, got, expected)
+    why = "the second level is one for every second * block weights"
+    expect(differs(4 + 8 / 64 + 32 / 256), why, got, expected)
+    why = "the first level costs 8 bits, not 32, once it is quantised itself"
+    expect(differs(4 + 32 / 64 + 32 / (64 * 256)), why, got, expected)
+    expect(not differs(expected), "these are not the bits", got, expected)
+    got, expected = attempt(32, 128), 4 + 8 / 32 + 32 / (32 * 128)
+    why = "right for blocks of 64 and 256, and only there"
+    expect(math.isclose(got, expected, rel_tol=1e-6), why, got, expected)
+
+
+def _sizes(config):
+    """(inputs, outputs) of the projections of one layer: attention's, and the MLP's."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    key = hidden // config.num_attention_heads * config.num_key_value_heads
+    attention = [(hidden, hidden), (hidden, key), (hidden, key), (hidden, hidden)]
+    return attention, [(hidden, inner), (hidden, inner), (inner, hidden)]
+
+
+def _count(sizes, config, rank):
+    return config.num_hidden_layers * rank * sum(a + b for a, b in sizes)
+
+
+def _all_square(config, rank):
+    hidden = config.hidden_size
+    _, mlp = _sizes(config)
+    return _count([(hidden, hidden)] * 4 + mlp, config, rank)
+
+
+def _products(config, rank):
+    attention, mlp = _sizes(config)
+    return config.num_hidden_layers * sum(a * b for a, b in attention + mlp)
+
+
+def _one_matrix(config, rank):
+    attention, mlp = _sizes(config)
+    return config.num_hidden_layers * rank * sum(a for a, _ in attention + mlp)
+
+
+@exercise(
+    "3.2",
+    solutions.lora_parameters,
+    mistakes={
+        "fewer heads": _all_square,
+        "attention only": lambda c, r: _count(_sizes(c)[0], c, r),
+        "one layer": lambda c, r: (
+            solutions.lora_parameters(c, r) // c.num_hidden_layers
+        ),
+        "the weights themselves": _products,
+        "A and B": _one_matrix,
+        "LoRA's parameters": lambda c, r: 2 * solutions.lora_parameters(c, r),
+    },
+)
+def lora_parameters(attempt):
+    """Trained weights of LoRA of this rank on all seven projections."""
+    config = SimpleNamespace(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    rank = 16
+    attention, mlp = _sizes(config)
+    got, expected = returned(attempt, config, rank), 41_943_040
+    why = "keys and values have fewer heads than queries: 1,024 outputs, not 4,096"
+    expect(got != _all_square(config, rank), why, got, expected)
+    why = "that is attention only; the MLP's three projections are adapted too"
+    expect(got != _count(attention, config, rank), why, got, expected)
+    why = "that is one layer of 32"
+    one_layer = _count(attention + mlp, config, rank) // 32
+    expect(got != one_layer, why, got, expected)
+    why = "these are the weights themselves; LoRA adds rank x (inputs + outputs) each"
+    expect(got != _products(config, rank), why, got, expected)
+    why = "each projection gets A and B: rank x inputs and outputs x rank"
+    expect(got != _one_matrix(config, rank), why, got, expected)
+    expect(got == expected, "these are not LoRA's parameters", got, expected)
+    got, expected = attempt(config, 64), 167_772_160
+    expect(got == expected, "the rank must count, linearly", got, expected)
+
+
+def _weights(seed, count=1 << 18):
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _error(weights, code):
+    """Root mean square error of block quantisation with `code`, relative to the RMS."""
+    code = torch.as_tensor(code, dtype=torch.float32)
+    blocks = weights.view(-1, _BLOCK)
+    scale = blocks.abs().amax(1, keepdim=True)
+    codes = torch.bucketize(blocks / scale, (code[1:] + code[:-1]) / 2)
+    return ((code[codes] * scale - blocks).norm() / blocks.norm()).item()
+
+
+def _nf4():
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device="cpu")
+
+
+def _unscaled_means(weights, code):
+    values = weights.sort().values.view(16, -1).mean(1)
+    return values / values.abs().max()
+
+
+@exercise(
+    "3.3",
+    solutions.better_code,
+    mistakes={
+        "16 values": lambda weights, code: torch.linspace(-1, 1, 17),
+        "ascending": lambda weights, code: code.flip(0),
+        "larger than NF4's": lambda weights, code: torch.linspace(-1, 1, 16),
+        "no smaller": lambda weights, code: code,
+        "scale of its block": _unscaled_means,
+        "is there a return": lambda weights, code: None,
+    },
+)
+def better_code(attempt):
+    """16 ascending values that err less than NF4 on normal weights."""
+    nf4 = _nf4()
+    got = torch.as_tensor(returned(attempt, _weights(seed=1), nf4.clone()))
+    why = "four bits address 16 values"
+    expect(got.shape == (16,), why, tuple(got.shape), "(16,)")
+    why = "the values must be in ascending order"
+    expect(bool((got.diff() > 0).all()), why, got.tolist(), "ascending")
+    fresh = _weights(seed=2)  # a code may not know the weights that it is judged on
+    mine, theirs = _error(fresh, got), _error(fresh, nf4)
+    goal = f"below {theirs:.4f}"
+    own = _unscaled_means(_weights(seed=1), nf4)
+    why = "these fit the weights, but each weight is divided by the scale of its block"
+    expect(not torch.allclose(got.float(), own, atol=1e-4), why, f"{mine:.4f}", goal)
+    why = "that is no smaller than NF4's error"
+    expect(not math.isclose(mine, theirs, rel_tol=1e-4), why, f"{mine:.4f}", goal)
+    expect(mine < theirs, "that error is larger than NF4's", f"{mine:.4f}", goal)
+
+
+_LLAMA3 = SimpleNamespace(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=False,
+)
+
+
+@exercise(
+    "3.4",
+    solutions.for_a_t4,
+    mistakes={
+        "has no bf16": lambda s: replace(s, batch=1, accumulation=8),
+        "does not fit": lambda s: replace(s, compute="float16"),
+        "other pairs a step": lambda s: replace(
+            s, compute="float16", batch=1, accumulation=4
+        ),
+        "answers are cut": lambda s: replace(s, compute="float16", length=512),
+        "its weights": lambda s: replace(
+            s, precision="float16", compute="float16", batch=1, accumulation=8
+        ),
+        "is there a return": lambda s: None,
+    },
+)
+def for_a_t4(attempt):
+    """Settings of Llama 3 8B that fit a T4 with the same pairs a step."""
+    asked = memory.Settings(token_rows=3)
+    got = returned(attempt, asked)
+    why = "give back memory.Settings, with replace(settings, ...)"
+    expect(isinstance(got, memory.Settings), why, type(got).__name__, "Settings")
+    why = "a T4 has no bf16: what does it compute in?"
+    expect(got.compute != "bfloat16", why, got.compute, "float16")
+    why = "the model is to keep its weights in NF4"
+    expect(got.precision == "nf4", why, got.precision, "nf4")
+    why = "answers are cut that were not cut before"
+    expect(got.length == asked.length, why, got.length, asked.length)
+    pairs, wanted = got.batch * got.accumulation, asked.batch * asked.accumulation
+    expect(pairs == wanted, "other pairs a step: another training", pairs, wanted)
+    why = "trained token rows are what ends the answers"
+    expect(got.token_rows == asked.token_rows, why, got.token_rows, asked.token_rows)
+    fit = memory.fits("T4", _LLAMA3, got)
+    why = "that does not fit a T4 yet"
+    expect(fit.fits, why, f"{fit.needs_gib:.1f} GiB", f"{fit.has_gib:.1f} GiB at most")

@@ -1,0 +1,108 @@
+"""Exercises of notebook 07: padding, and a mask for answers that share their prompt."""
+
+import torch
+
+from course_utils.exercises import solutions
+from course_utils.exercises.mechanism import exercise, expect, returned
+
+_LENGTHS = [30, 90, 50, 40, 60]
+
+
+def _held(lengths, batch_size, longest=None):
+    starts = range(0, len(lengths), batch_size)
+    batches = [lengths[start : start + batch_size] for start in starts]
+    return sum(len(batch) * (longest or max(batch)) for batch in batches)
+
+
+@exercise(
+    "7.1",
+    solutions.padding_share,
+    mistakes={
+        "the real tokens' share": lambda n, b: sum(n) / _held(n, b),
+        "per real token": lambda n, b: _held(n, b) / sum(n) - 1,
+        "its own longest row": lambda n, b: 1 - sum(n) / _held(n, b, max(n)),
+        "as they come": lambda n, b: 1 - sum(n) / _held(sorted(n), b),
+        "last batch": lambda n, b: 1 - sum(n) / (_held(n, b) + (-len(n) % b) * n[-1]),
+        "between 0 and 1": lambda n, b: _held(n, b) - sum(n),
+        "not the share": lambda n, b: 0.5,
+    },
+)
+def padding_share(attempt):
+    """Share of a run's tokens that are padding."""
+    got, expected = returned(attempt, _LENGTHS, 2), 1 - 270 / 340
+
+    def is_(value):
+        return abs(got - value) < 1e-6
+
+    expect(0 <= got < 1, "a share lies between 0 and 1", got, expected)
+    why = "that is the real tokens' share: padding is the rest"
+    expect(not is_(270 / 340), why, got, expected)
+    why = "that is padding per real token: divide by all tokens held, padding included"
+    expect(not is_(340 / 270 - 1), why, got, expected)
+    why = "each batch is padded to its own longest row, not to the longest of all"
+    expect(not is_(1 - 270 / 450), why, got, expected)
+    why = "take the rows as they come: sorting by length is a lever, not the recipe"
+    expect(not is_(1 - 270 / _held(sorted(_LENGTHS), 2)), why, got, expected)
+    why = "the last batch holds fewer rows, and is not filled up"
+    expect(not is_(1 - 270 / 400), why, got, expected)
+    expect(is_(expected), "this is not the share of padding", got, expected)
+
+
+def _causal(length):
+    return torch.ones(length, length, dtype=torch.bool).tril()
+
+
+def _own_branch_only(prefix, branches):
+    mask, start = torch.zeros_like(_causal(prefix + sum(branches))), 0
+    for size in (prefix, *branches):
+        mask[start : start + size, start : start + size] = _causal(size)
+        start += size
+    return mask
+
+
+def _not_causal(prefix, branches):
+    mask = solutions.branch_mask(prefix, branches)
+    return mask | (_own_branch_only(prefix, branches).T)
+
+
+def _first_hidden_only(prefix, branches):
+    mask = _causal(prefix + sum(branches))
+    mask[prefix + branches[0] :, prefix : prefix + branches[0]] = False
+    return mask
+
+
+@exercise(
+    "7.2",
+    solutions.branch_mask,
+    mistakes={
+        "see one another": lambda p, b: _causal(p + sum(b)),
+        "must see the prefix": _own_branch_only,
+        "must not see ahead": _not_causal,
+        "all later branches": _first_hidden_only,
+        "True where": lambda p, b: ~solutions.branch_mask(p, b),
+        "square": lambda p, b: _causal(p),
+        "boolean": lambda p, b: solutions.branch_mask(p, b).float(),
+    },
+)
+def branch_mask(attempt):
+    """(T, T) bool, True where the row's token may see the column's."""
+    prefix, branches = 2, [2, 1, 2]
+    expected = solutions.branch_mask(prefix, branches)
+    got = returned(attempt, prefix, branches)
+    shown = tuple(got.shape) if isinstance(got, torch.Tensor) else got
+    why = "return a square mask over prefix and all branches"
+    expect(shown == (7, 7), why, shown, (7, 7))
+    why = "return a boolean mask: SDPA adds a mask of numbers to the scores"
+    expect(got.dtype == torch.bool, why, got.dtype, torch.bool)
+    rows, want = got.int().tolist(), expected.int().tolist()
+    diagonal = torch.arange(7)
+    why = "the mask is True where a token may look; a token always sees itself"
+    expect(bool(got[diagonal, diagonal].all()), why, rows, want)
+    why = "a token must not see ahead, not even in its own branch"
+    expect(not bool(got.triu(1).any()), why, rows, want)
+    why = "each branch must see the prefix: it continues the prompt"
+    expect(bool(got[prefix:, :prefix].all()), why, rows, want)
+    why = "the branches see one another: each must know the prompt and itself only"
+    expect(not bool(got[4, 2:4].any()), why, rows, want)
+    why = "with three branches, all later branches must be hidden from each other"
+    expect(bool((got == expected).all()), why, rows, want)

@@ -1,0 +1,75 @@
+"""Exercises of notebook 04: how many pairs, how many steps."""
+
+import math
+
+from course_utils.exercises import solutions
+from course_utils.exercises.mechanism import exercise, expect, returned
+
+
+def _normal(p, better, z_alpha, z_power):
+    spread = z_alpha * math.sqrt(p * (1 - p))
+    spread += z_power * math.sqrt(better * (1 - better))
+    return (spread / (better - p)) ** 2
+
+
+@exercise(
+    "4.1",
+    solutions.pairs_needed,
+    mistakes={
+        "one-sided": lambda p, q: math.ceil(_normal(p, q, 1.6449, 0.8416)),
+        "without power": lambda p, q: math.ceil(_normal(p, q, 1.96, 0)),
+        "round up": lambda p, q: math.floor(_normal(p, q, 1.96, 0.8416)),
+        "two models on different pairs": lambda p, q: 388,
+        "grows with the square": lambda p, q: math.ceil(19.3 / (q - p)),
+        "needed": lambda p, q: 10,
+    },
+)
+def pairs_needed(attempt):
+    """Pairs to tell accuracy `better` from `base`: two-sided 5 %, power 80 %."""
+    got, expected = returned(attempt, 0.5, 0.6), 194
+    why = "that is one-sided: an accuracy below 0.5 would be news as well (alpha / 2)"
+    expect(got != math.ceil(_normal(0.5, 0.6, 1.6449, 0.8416)), why, got, expected)
+    why = "that is without power: half of all true gains would be missed"
+    expect(got != math.ceil(_normal(0.5, 0.6, 1.96, 0)), why, got, expected)
+    expect(got != 193, "round up: 193 pairs are just too few", got, expected)
+    why = "that compares two models on different pairs; 0.5 is known, not measured"
+    expect(not 380 <= got <= 400, why, got, expected)
+    why = "that is not the number needed for 0.5 to 0.6"
+    expect(got == expected, why, got, expected)
+    got, expected = returned(attempt, 0.5, 0.55), 783
+    why = "half the gain takes four times the pairs: n grows with the square of 1/gain"
+    expect(got == expected, why, got, expected)
+
+
+@exercise(
+    "4.2",
+    solutions.furthest_move,
+    mistakes={
+        "not batches": lambda n, b, a, lr: (math.ceil(n / b), lr * n / b / 2),
+        "once per": lambda n, b, a, lr: (n * b * a, lr * n * b * a / 2),
+        "last, smaller step": lambda n, b, a, lr: (
+            n // (b * a),
+            lr * (n // (b * a)) / 2,
+        ),
+        "falls to 0": lambda n, b, a, lr: (124, lr * 124),
+        "does not add up with the batch": lambda n, b, a, lr: (124, lr * 990 / 2),
+        "a pair of numbers": lambda n, b, a, lr: 124,
+    },
+)
+def furthest_move(attempt):
+    """(optimizer steps of one epoch, sum of a learning rate falling linearly to 0)"""
+    got = returned(attempt, 990, 2, 4, 8e-6)
+    why = "return a pair of numbers: steps, furthest move"
+    expect(isinstance(got, tuple | list) and len(got) == 2, why, got, "(steps, move)")
+    steps, move = got
+    why = "an optimizer step is batch x accumulation pairs: count steps, not batches"
+    expect(steps not in (495, 496), why, steps, 124)
+    expect(steps <= 990, "a pair is used once per epoch, so steps < pairs", steps, 124)
+    why = "990 / 8 leaves 6 pairs: they make a last, smaller step"
+    expect(steps != 123, why, steps, 124)
+    expect(steps == 124, "these are not the optimizer steps", steps, 124)
+    expected = 8e-6 * 125 / 2
+    why = "the learning rate falls to 0: on average it is half of its peak"
+    expect(not math.isclose(move, 8e-6 * 124, rel_tol=0.02), why, move, expected)
+    why = "Adam moves by the learning rate a step: it does not add up with the batch"
+    expect(math.isclose(move, expected, rel_tol=0.02), why, move, expected)

@@ -1,6 +1,0 @@
-"""Merging an adapter into the base that it was trained on, layer by layer."""
-
-from course_utils.merging.saving import give_end_of_turn, save
-from course_utils.merging.streamed import merge, merged_tensor, read_adapter
-
-__all__ = ["give_end_of_turn", "merge", "merged_tensor", "read_adapter", "save"]

@@ -1,0 +1,216 @@
+"""Base models: which attention and precision they run in, loading them, counting them.
+
+Knows: transformers' and bitsandbytes' loading options, and what to do where a
+checkpoint is gated or missing.
+Does not know: data, chat formats, adapters' training.
+
+The notebooks spell BitsAndBytesConfig and from_pretrained out where they teach them;
+`load_base` is for those that come later.
+"""
+
+from typing import NamedTuple
+
+import torch
+from huggingface_hub.errors import GatedRepoError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    has_file,
+    is_flash_attn_2_available,
+)
+
+from course_utils.setup.profiles import is_hub_id, require_checkpoint
+
+# Every projection of a Llama layer: attention's four, and the MLP's three.
+LINEAR_LAYERS = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+]
+
+
+def compute_dtype(profile):
+    """The dtype to compute in; `profiles.choose` made sure that the GPU has it."""
+    return getattr(torch, profile.dtype)
+
+
+def attention_implementation(capability, flash_available):
+    """Which attention to ask transformers for, and why.
+
+    capability: the GPU's compute capability, such as (8, 9), or None without one.
+    flash_available: is flash-attn 2 installed?
+    Returns: (name for attn_implementation, reason).
+    """
+    if capability is None:
+        return "sdpa", "no CUDA GPU: PyTorch's own attention"
+    if tuple(capability) < (8, 0):
+        shown = ".".join(map(str, capability))
+        return "sdpa", f"FlashAttention 2 needs capability 8.0, this GPU has {shown}"
+    if not flash_available:
+        return "sdpa", "flash-attn is not installed; PyTorch's SDPA is fused as well"
+    return "flash_attention_2", "flash-attn is installed and the GPU can run it"
+
+
+def probe_attention():
+    """attention_implementation for this machine."""
+    cuda = torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if cuda else None
+    return attention_implementation(capability, is_flash_attn_2_available())
+
+
+def nf4_config(dtype):
+    """NF4 weights with double quantisation, computing in `dtype`: QLoRA's choice."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def load_base(profile):
+    """The profile's base model and its tokenizer, ready for adapters.
+
+    profile: a profiles.Profile.
+    Returns: (model, tokenizer). The model lies on the GPU if there is one, with NF4
+        weights if the profile says so. The tokenizer is the base's own, without a chat
+        format.
+    Raises: FileNotFoundError if a local folder or its weights are missing; OSError if
+        neither the model nor its ungated copy can be had from the hub, or has pickled
+        weights only. Both say what to do. ValueError if the checkpoint wants to run
+        code of its own.
+
+    Reads safetensors only and never runs code from a checkpoint. Prints one line if the
+    ungated copy was taken.
+    """
+    source, note = resolve_model(profile)
+    if note:
+        print(note)
+    _require_safetensors(source)
+    dtype = compute_dtype(profile)
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=dtype,
+        quantization_config=nf4_config(dtype) if profile.nf4 else None,
+        attn_implementation=probe_attention()[0],
+        # Of several processes each has a GPU of its own; alone, it is the first.
+        device_map={"": torch.cuda.current_device()}
+        if torch.cuda.is_available()
+        else None,
+        use_safetensors=True,
+        trust_remote_code=False,  # unset, transformers would ask at the keyboard
+    )
+    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
+def _require_safetensors(source):
+    """OSError, with what to do, for a hub id whose weights are pickled only.
+
+    Left to itself transformers would ask a service to convert somebody's repository.
+    """
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    if is_hub_id(source) and not any(has_file(source, name) for name in names):
+        raise OSError(
+            f"{source} has no safetensors weights on the hub, and the course reads no "
+            "other kind (pickled ones can run code). Take another repository, or point "
+            "COURSE_BASE_MODEL to a local copy saved with save_pretrained."
+        )
+
+
+def resolve_model(profile):
+    """Where the profile's weights can be read from: (folder or hub id, note or "").
+
+    Reads config.json only. Raises as load_base.
+    """
+    if not is_hub_id(profile.base_model):
+        require_checkpoint(profile.base_model)
+        return profile.base_model, ""
+    failures = {}
+    for source in filter(None, (profile.base_model, profile.ungated_copy)):
+        try:
+            AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except OSError as error:
+            failures[source] = error
+            continue
+        return source, _fallback_note(source, failures)
+    reasons = "; ".join(f"{s}: {_in_words(error)}" for s, error in failures.items())
+    raise OSError(
+        f"The base model of profile {profile.name!r} cannot be read from the hub. "
+        f"{reasons}. Accept the licence on the model's page and log in with `hf auth "
+        "login`, or set COURSE_BASE_MODEL to a local folder with the checkpoint, or "
+        "set COURSE_PROFILE=cpu."
+    ) from failures[profile.base_model]
+
+
+def _fallback_note(source, failures):
+    if not failures:
+        return ""
+    first, error = next(iter(failures.items()))
+    return (
+        f"{first}: {_in_words(error)}. Using {source}, an ungated copy of the weights."
+    )
+
+
+def _in_words(error):
+    """What went wrong; transformers hides the cause behind an OSError of many lines."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
+            return "gated, and this account has not been granted access"
+        cause = cause.__cause__ or cause.__context__
+    return str(error).strip().splitlines()[0]
+
+
+def keep_trained_in_fp32(model):
+    """Give every trained parameter of `model` a float32 copy of itself, in place.
+
+    Returns: names of the parameters that were in 16 bit before.
+
+    TRL 1.16's ORPOTrainer keeps LoRA's matrices in float32, but with bf16=True and a
+    4-bit base it casts what lies below embed_tokens and lm_head to bfloat16, the
+    trained rows of `trainable_token_indices` with it: steps smaller than about 1/256
+    of a weight are then lost to rounding. Call this between building the trainer and
+    training.
+    """
+    cast = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (
+            torch.bfloat16,
+            torch.float16,
+        ):
+            parameter.data = parameter.data.float()
+            cast.append(name)
+    return cast
+
+
+class ParameterCounts(NamedTuple):
+    """How many weights a model has, how many are trained, and how many lie in 4 bit."""
+
+    total: int
+    trainable: int
+    in_4bit: int
+
+
+def parameter_counts(model):
+    """ParameterCounts of a model, tied weights counted once.
+
+    A 4-bit weight counts as one, although bitsandbytes stores two in a byte.
+    """
+    total = trainable = in_4bit = 0
+    for parameter in model.parameters():
+        quantised = getattr(parameter, "quant_state", None)
+        count = quantised.shape.numel() if quantised is not None else parameter.numel()
+        total += count
+        in_4bit += count if quantised is not None else 0
+        trainable += count if parameter.requires_grad else 0
+    return ParameterCounts(total, trainable, in_4bit)

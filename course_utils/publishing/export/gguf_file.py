@@ -1,0 +1,238 @@
+"""A merged model as one GGUF file, which llama.cpp and the programs around it read.
+
+Knows: GGUF's keys and tensor names for the Llama architecture and byte-level BPE, and
+how llama.cpp orders the rows that it rotates.
+Does not know: other architectures, 4-bit formats, llama.cpp itself.
+
+For Llama 3's own tokenizer llama.cpp's `convert_hf_to_gguf.py` does the same. It knows
+a tokenizer by a hash over its tokens, so it refuses any other vocabulary: the lab's,
+and the twin's. Here the way of *splitting* text is recognised, which is what llama.cpp
+must be told; the vocabulary goes into the file.
+"""
+
+import json
+import re
+import tempfile
+from math import prod
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from course_utils.chat.template import LLAMA3_SPLIT
+from course_utils.models import shards
+from course_utils.setup import folders
+
+# How a matrix is stored. llama.cpp rounds activations to the weights' 16-bit type.
+TYPES = {
+    "float32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "float16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bfloat16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+}
+_VECTOR = gguf.GGMLQuantizationType.F32  # norms, always
+_KEY_BYTES = 50_000_000  # the tokenizer
+# transformers marks with it what the assistant writes; it prints nothing, and other
+# programs' template engines do not know it.
+_GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+
+
+def to_gguf(folder, path, dtype="float16"):
+    """Write a saved Llama and its tokenizer as one GGUF file.
+
+    folder: a merged model's. path: ends in .gguf; replaced if it is there. dtype: of
+        the matrices: "float16", "bfloat16" or "float32".
+    Returns: bytes written.
+    Raises: ValueError for another architecture, a RoPE or a way of splitting text that
+    llama.cpp would not read alike, or a weight that float16 cannot hold; OSError if the
+    disk is too full. After an error there is no file.
+    """
+    folder, path = Path(folder), Path(path)
+    if path.suffix != ".gguf":
+        raise ValueError(f"{path} should end in .gguf: programs go by the name.")
+    if dtype not in TYPES:
+        raise ValueError(f"There is no dtype {dtype!r}: choose {', '.join(TYPES)}.")
+    config = AutoConfig.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    _require_readable(config)
+    reader = shards.Reader(folder)
+    shapes = {name: shape for name, (shape, _) in reader.shapes().items()}
+    names = _gguf_names(shapes, config.num_hidden_layers)
+    size = sum(prod(s) for s in shapes.values()) * _bytes(TYPES[dtype][0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folders.require_space(path.parent, size + _KEY_BYTES)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as part:
+        partial = Path(part) / path.name
+        writer = gguf.GGUFWriter(partial, "llama")
+        try:
+            _add_keys(writer, config, tokenizer, folder.resolve().name, dtype)
+            _write_tensors(writer, reader, shapes, names, config, dtype)
+        finally:
+            writer.close()
+        partial.replace(path)
+    return path.stat().st_size
+
+
+def _require_readable(config):
+    if config.model_type != "llama":
+        raise ValueError(
+            f"Only Llama is written here, and this is {config.model_type}."
+        )
+    rope = config.rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(
+            f"This model scales its RoPE ({rope['rope_type']}), which needs factors "
+            "that are not written here: use llama.cpp's convert_hf_to_gguf.py."
+        )
+    if config.attention_bias or config.mlp_bias:
+        raise ValueError("This model has biases, which are not written here.")
+
+
+def _gguf_names(shapes, layers):
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    names = {name: known.get_name(name, (".weight",)) for name in shapes}
+    unknown = [name for name, found in names.items() if found is None]
+    if unknown:
+        raise ValueError(f"GGUF has no name for {', '.join(unknown)}.")
+    return names
+
+
+def _add_keys(writer, config, tokenizer, name, dtype):
+    writer.add_name(name)
+    writer.add_file_type(TYPES[dtype][1])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _add_tokenizer(writer, tokenizer, config.vocab_size)
+
+
+def _add_tokenizer(writer, tokenizer, rows):
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens, kinds = tokens_and_kinds(tokenizer, data, rows)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in data["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")  # GGUF's word for byte-level BPE
+    writer.add_tokenizer_pre(splitting(data))
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    # A plain text gets a BOS as transformers gives it; a template writes its own.
+    writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
+    if tokenizer.chat_template:
+        writer.add_chat_template(_GENERATION_TAG.sub("", tokenizer.chat_template))
+
+
+def tokens_and_kinds(tokenizer, data, rows):
+    """(the text of each id, its gguf.TokenType), for `rows` ids.
+
+    data: the tokenizer's JSON. Raises: ValueError if it has more ids than rows.
+    """
+    vocabulary, added = data["model"]["vocab"], data["added_tokens"]
+    ids = {number: text for text, number in vocabulary.items()}
+    special = {each["id"]: each["content"] for each in added if each["special"]}
+    plain = {each["id"]: each["content"] for each in added if not each["special"]}
+    highest = max({*ids, *special, *plain})
+    if highest >= rows:
+        raise ValueError(f"The tokenizer has id {highest}, and the model {rows} rows.")
+    tokens, kinds = [], []
+    for number in range(rows):
+        if number in special:
+            tokens.append(special[number])
+            kinds.append(gguf.TokenType.CONTROL)
+        elif number in plain:
+            tokens.append(plain[number])
+            kinds.append(gguf.TokenType.USER_DEFINED)
+        elif number in ids:
+            tokens.append(ids[number])
+            kinds.append(gguf.TokenType.NORMAL)
+        else:
+            tokens.append(f"[PAD{number}]")
+            kinds.append(gguf.TokenType.UNUSED)
+    return tokens, kinds
+
+
+def splitting(data):
+    """llama.cpp's name for how a tokenizer cuts text before it applies its merges.
+
+    data: the tokenizer's JSON. Raises: ValueError for a way that llama.cpp has no name
+    for, or that this module does not know.
+    """
+    model, steps = data["model"], data["pre_tokenizer"] or {}
+    steps = steps.get("pretokenizers", [steps])
+    kinds = [step.get("type") for step in steps]
+    whole = bool(model.get("ignore_merges"))  # a known word needs no merges
+    last_splits = bool(steps[-1].get("use_regex"))
+    plain = model["type"] == "BPE" and data["normalizer"] is None
+    plain = plain and not steps[-1].get("add_prefix_space")
+    if plain and kinds == ["Split", "ByteLevel"] and whole and not last_splits:
+        first = steps[0]
+        if first["pattern"] == {"Regex": LLAMA3_SPLIT} and not first["invert"]:
+            return "llama-bpe"
+    if plain and kinds[-1] == "ByteLevel" and last_splits and not whole:
+        if kinds == ["ByteLevel"]:
+            return "gpt-2"
+        if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
+            return "smollm"
+    raise ValueError(
+        f"This tokenizer splits text by {' and '.join(map(str, kinds))}, and llama.cpp "
+        "has no known name for exactly that: the model would read other tokens."
+    )
+
+
+def _write_tensors(writer, reader, shapes, names, config, dtype):
+    for name, shape in shapes.items():
+        kind = TYPES[dtype][0] if len(shape) > 1 else _VECTOR
+        size = prod(shape) * _bytes(kind)
+        numpy_type = np.dtype(np.float16 if _bytes(kind) == 2 else np.float32)
+        writer.add_tensor_info(names[name], shape, numpy_type, size, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, shape in shapes.items():
+        weight = for_rotation(name, reader.read(name), config)
+        kind = TYPES[dtype][0] if len(shape) > 1 else _VECTOR
+        writer.write_tensor_data(_stored(name, weight, kind))
+
+
+def _bytes(kind):
+    return 4 if kind == _VECTOR else 2
+
+
+def _stored(name, weight, kind):
+    if kind == gguf.GGMLQuantizationType.F32:
+        return weight.float().numpy()
+    if kind == gguf.GGMLQuantizationType.BF16:
+        return weight.bfloat16().view(torch.int16).numpy()  # NumPy has no bfloat16
+    half = weight.half()
+    if bool(half.isinf().any()):
+        raise ValueError(f"{name} has values too large for float16: use bfloat16.")
+    return half.numpy()
+
+
+def for_rotation(name, weight, config):
+    """The weight with the rows of queries and keys in llama.cpp's order.
+
+    transformers rotates value i of a head with value i + half, llama.cpp value 2 i with
+    2 i + 1: the rows of each head are interleaved.
+    """
+    heads = {
+        "self_attn.q_proj.weight": config.num_attention_heads,
+        "self_attn.k_proj.weight": config.num_key_value_heads,
+    }
+    for ending, count in heads.items():
+        if name.endswith(ending):
+            halves = weight.view(count, 2, config.head_dim // 2, weight.shape[1])
+            return halves.transpose(1, 2).reshape(weight.shape).contiguous()
+    return weight

@@ -1,0 +1,65 @@
+"""Where the course's own files lie.
+
+Knows: the cloned folder, if there is one, and what an installed package carries.
+Does not know: what is in any of the files.
+"""
+
+import tomllib
+from importlib.metadata import metadata
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def in_checkout():
+    """Is this package used from a clone of the course (and not from a wheel)?"""
+    return (PACKAGE.parent / "pyproject.toml").is_file()
+
+
+def checkout():
+    """The folder of the cloned course.
+
+    Raises: FileNotFoundError if the package was installed without the clone.
+    """
+    if not in_checkout():
+        raise FileNotFoundError(
+            f"This needs the course's own folder, and {PACKAGE.parent} is not it: "
+            f"clone {repository()} and install from there with `pip install -e .`."
+        )
+    return PACKAGE.parent
+
+
+def data_cards():
+    """The folder of the data cards, in a clone as well as in an installed wheel.
+
+    A wheel carries the cards inside the package; in a clone they lie beside it, where
+    readers find them. Raises: FileNotFoundError if they are in neither place.
+    """
+    candidates = [PACKAGE / "data_cards", PACKAGE.parent / "data_cards"]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        "The data cards are missing: neither "
+        + " nor ".join(map(str, candidates))
+        + " is there. Install the package again, or restore the folder with git."
+    )
+
+
+def project():
+    """The `[project]` table of the clone's pyproject.toml, as a dict."""
+    text = (checkout() / "pyproject.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["project"]
+
+
+def repository():
+    """The address of the course's repository, without a slash at the end.
+
+    It stands in pyproject.toml only. A clone reads it there, an installed wheel from
+    the metadata that was made from it.
+    """
+    if in_checkout():
+        return project()["urls"]["Repository"].rstrip("/")
+    entries = metadata("orpo-course").get_all("Project-URL")
+    urls = dict(entry.split(", ", 1) for entry in entries)
+    return urls["Repository"].rstrip("/")

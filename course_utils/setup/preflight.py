@@ -1,0 +1,291 @@
+"""Preflight: is this machine ready for the notebooks, what will it run, and how long?
+
+Knows: the libraries that the package declares, what the chosen profile needs, what the
+committed notebooks recorded of their own runs.
+Does not know: how anything is loaded or trained. Imports no Hugging Face library unless
+asked to be thorough, so that a notebook can check first and import afterwards.
+"""
+
+import html
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from course_utils.setup import places, profiles
+
+DISTRIBUTION = "orpo-course"
+OK, WARNING, PROBLEM = "ok", "warning", "PROBLEM"
+
+
+class PreflightError(RuntimeError):
+    """The set-up is broken; the message lists every problem and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. advice: what to do; empty where all is well."""
+
+    name: str
+    value: str
+    verdict: str = OK
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found, to print or to show in Jupyter.
+
+    findings: tuple of Finding.
+    minutes: {notebook: (minutes, profile of that run)}, of those that recorded one.
+    """
+
+    choice: profiles.Choice
+    hardware: profiles.Hardware
+    findings: tuple
+    minutes: dict
+
+    @property
+    def headline(self):
+        """The profile, its reason and the number of warnings, in one line."""
+        warnings = sum(finding.verdict == WARNING for finding in self.findings)
+        profile, reason = self.choice
+        return f"profile {profile.name}: {reason} ({warnings} warnings)"
+
+    def __str__(self):
+        rows = [(f.name, f.verdict, f.value, f.advice) for f in self.findings]
+        width = max(len(row[0]) for row in rows)
+        lines = []
+        for name, verdict, value, advice in rows:
+            lines.append(f"{name:<{width}}  {verdict:<7}  {value}")
+            if advice:
+                lines.append(" " * (width + 11) + advice)
+        for notebook, (minutes, profile) in self.minutes.items():
+            lines.append(f"{notebook:<{width}}  {minutes:.1f} min on `{profile}`")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        rows = "".join(
+            _row(f.name, f.verdict, f"{f.value}. {f.advice}" if f.advice else f.value)
+            for f in self.findings
+        )
+        for notebook, (minutes, profile) in self.minutes.items():
+            rows += _row(notebook, f"{minutes:.1f} min", f"recorded on {profile}")
+        return f"<table>{rows}</table>"
+
+
+def check(environ=os.environ, hardware=None, thorough=False, installed_version=None):
+    """Look at everything that can be wrong before a notebook begins.
+
+    environ: where the COURSE_ and HF_ variables are looked up. hardware: a
+        profiles.Hardware; this machine's by default. thorough: also import TRL's ORPO,
+        which takes seconds. installed_version: a function from a library's name to its
+        version, importlib.metadata.version by default.
+    Returns: Report.
+    Raises: PreflightError listing every problem found: Python or a library outside the
+        declared versions, ORPO missing from TRL, an impossible COURSE_ variable, a base
+        model that is missing, or that only the unreachable hub has. Tight memory and
+        disk only warn.
+    """
+    hardware = hardware or profiles.probe()
+    findings = [Finding("hardware", str(hardware)), _python()]
+    findings += _libraries(installed_version or importlib.metadata.version)
+    findings.append(_orpo(thorough))
+    choice = None
+    try:
+        choice = profiles.choose(environ, hardware)
+    except (ValueError, FileNotFoundError) as error:
+        findings.append(Finding("profile", "cannot be chosen", PROBLEM, str(error)))
+    if choice:
+        findings.append(Finding("profile", f"{choice.profile.name} ({choice.reason})"))
+        findings += _needs(choice.profile, hardware, environ)
+    problems = [finding for finding in findings if finding.verdict == PROBLEM]
+    if problems:
+        listed = "\n".join(f"- {f.name}: {f.value}. {f.advice}" for f in problems)
+        raise PreflightError(f"This set-up cannot run the course:\n{listed}")
+    return Report(choice, hardware, tuple(findings), recorded_minutes())
+
+
+def requirements():
+    """The packaging Requirements that the course declares, extras left out.
+
+    Read from the installed distribution, or else from the clone's pyproject.toml.
+    """
+    try:
+        declared = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        declared = places.project()["dependencies"]
+    parsed = [Requirement(line) for line in declared]
+    return [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def recorded_minutes():
+    """{notebook: (minutes, profile)} of the committed notebooks that recorded a run."""
+    if not places.in_checkout():
+        return {}
+    found = {}
+    for path in sorted((places.checkout() / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+        record = metadata.get("course", {})
+        if "seconds" in record:
+            found[path.stem] = (record["seconds"] / 60, record.get("profile", "?"))
+    return found
+
+
+def _python():
+    version = platform.python_version()
+    major, minor = platform.python_version_tuple()[:2]
+    if (3, 11) <= (int(major), int(minor)) < (3, 14):
+        return Finding("python", version)
+    return Finding("python", version, PROBLEM, "Use Python 3.11, 3.12 or 3.13.")
+
+
+def _libraries(installed_version):
+    """One line for all that fit, and one for each library that does not."""
+    fitting, wrong = [], []
+    for requirement in requirements():
+        name, command = requirement.name, f'pip install "{_bare(requirement)}"'
+        try:
+            version = installed_version(name)
+        except importlib.metadata.PackageNotFoundError:
+            advice = f"Run `{command}` and restart the kernel."
+            wrong.append(Finding(name, "is not installed", PROBLEM, advice))
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            fitting.append(f"{name} {version}")
+            continue
+        value = f"is {version}, and the course needs {requirement.specifier}"
+        advice = f"Run `{command}` and restart the kernel."
+        if name == "trl":
+            advice += " Its ORPO is experimental and changes between releases."
+        wrong.append(Finding(name, value, PROBLEM, advice))
+    return [Finding("libraries", ", ".join(fitting)), *wrong]
+
+
+def _bare(requirement):
+    return f"{requirement.name}{requirement.specifier}"
+
+
+def _orpo(thorough):
+    """Is trl.experimental.orpo there? Found by its file, without importing TRL."""
+    name = "trl.experimental.orpo"
+    pin = next((_bare(r) for r in requirements() if r.name == "trl"), "trl")
+    advice = f'Run `pip install "{pin}"` and restart the kernel.'
+    spec = importlib.util.find_spec("trl")
+    folders = spec.submodule_search_locations if spec else []
+    if not any(Path(folder, "experimental", "orpo").is_dir() for folder in folders):
+        return Finding(name, "is missing", PROBLEM, advice)
+    if thorough:
+        try:
+            with warnings.catch_warnings():
+                # "Experimental, may change": the course knows, and pins the version.
+                warnings.filterwarnings("ignore", message=".*trl.experimental")
+                importlib.import_module(name)
+        except ImportError as error:
+            return Finding(name, f"does not import: {error}", PROBLEM, advice)
+        return Finding(name, "imports")
+    return Finding(name, "is there")
+
+
+def _needs(profile, hardware, environ):
+    """What the profile asks of this machine: GPU, model, memory, disk, hub."""
+    if profile.name != "cpu" and not hardware.cuda:
+        yield Finding(
+            "GPU",
+            "none",
+            WARNING,
+            f"Profile {profile.name} is meant for a GPU and will be very slow here.",
+        )
+    if profiles.is_hub_id(profile.base_model):
+        yield Finding("base model", f"{profile.base_model}, from the hub")
+    else:
+        yield _local_model(profile)
+    yield _memory(profile, hardware)
+    if profile.needs_hub:
+        yield _disk(profile, environ)
+        yield _hub(profile, environ)
+
+
+def _local_model(profile):
+    try:
+        profiles.require_checkpoint(profile.base_model)
+    except FileNotFoundError as error:
+        return Finding("base model", "is missing", PROBLEM, str(error))
+    own = profile.base_model == str(profiles.lab_model_folder())
+    # No absolute path: committed notebooks show this.
+    name = "the course's own" if own else f"folder {Path(profile.base_model).name}"
+    size = sum(f.stat().st_size for f in Path(profile.base_model).glob("*.safetensors"))
+    return Finding("base model", f"{name}, {size / 1e6:,.1f} MB of weights")
+
+
+def _memory(profile, hardware):
+    free = free_memory_gib(hardware)
+    value = f"{free:.1f} GiB free, {profile.needs_gib:g} needed"
+    if free >= profile.needs_gib:
+        return Finding("memory", value)
+    advice = "Close other notebooks and programs, or expect to run out."
+    return Finding("memory", value, WARNING, advice)
+
+
+def free_memory_gib(hardware):
+    """Free memory of the GPU, or of the machine where there is none."""
+    if hardware.cuda:
+        import torch
+
+        return torch.cuda.mem_get_info()[0] / 2**30
+    import psutil
+
+    return psutil.virtual_memory().available / 2**30
+
+
+def _disk(profile, environ):
+    cache = _hub_cache(environ)
+    while not cache.exists():
+        cache = cache.parent
+    free = shutil.disk_usage(cache).free / 2**30
+    value = f"{free:.0f} GiB free for the hub's cache, {profile.disk_gib:g} needed"
+    if free >= profile.disk_gib:
+        return Finding("disk", value)
+    advice = "Free some, or point HF_HOME to a larger disk before starting the kernel."
+    return Finding("disk", value, WARNING, advice)
+
+
+def _hub_cache(environ):
+    return Path(environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+
+
+def _hub(profile, environ):
+    if not profiles.is_offline(environ):
+        return Finding("hub", "reachable")
+    advice = (
+        "Point COURSE_BASE_MODEL and COURSE_DATA to local folders, or set "
+        "COURSE_PROFILE=cpu."
+    )
+    wanted = filter(None, (profile.base_model, profile.ungated_copy))
+    cached = [
+        (_hub_cache(environ) / "hub" / f"models--{name.replace('/', '--')}").is_dir()
+        for name in wanted
+    ]
+    if profiles.is_hub_id(profile.base_model) and not any(cached):
+        value = f"not reachable, and its cache has no {profile.base_model}"
+        return Finding("hub", value, PROBLEM, advice)
+    value = "not reachable: only what its cache holds can be loaded"
+    return Finding("hub", value, WARNING, advice)
+
+
+def _row(name, verdict, value):
+    cells = "".join(
+        f'<td style="text-align:left">{html.escape(text)}</td>'
+        for text in (name, verdict, value)
+    )
+    return f"<tr>{cells}</tr>"

@@ -1,0 +1,491 @@
+"""PackedORPOTrainer: TRL's ORPOTrainer, with the same results in less time.
+
+Knows: the Trainer's loop and TRL's loss and metrics. Does not know: how rows, masks,
+head and layers work (`packing` and the other modules of this package).
+
+How the pairs of an optimizer step get into common rows: the Trainer fetches all
+micro-batches of a step at once, in `get_batch_samples`, and then calls
+`training_step` on each. Here all but the last return at once, with a loss of 0, and
+the last runs the pairs of all.
+Across processes gradients are averaged once, when the last row is done. The sum
+of the losses, the number of steps, data order, schedules and checkpoints stay the
+Trainer's own.
+
+The loss is a sum over pairs: a pair's NLL is weighted by 1 / (tokens in the NLL of its
+micro-batch), its preference term by 1 / (pairs in its micro-batch), and the Trainer
+divides by the number of micro-batches, as it does for TRL. So rows may mix pairs of
+different micro-batches, and each row can go through forward and backward alone.
+"""
+
+import contextlib
+import functools
+from dataclasses import replace
+
+import torch
+from trl.experimental.orpo import ORPOTrainer
+
+from course_utils.models import memory
+from course_utils.training import packing
+from course_utils.training.fast import attention, cpu_embedding, graphs, head, waits
+from course_utils.training.fast.config import (
+    FastTrainingConfig,
+    choose_attention,
+    choose_compile,
+    choose_cpu_embedding,
+    choose_decode,
+    choose_graphs,
+    compile_backend,
+)
+from course_utils.training.fast.layers import DecoderLayers
+from course_utils.training.fast.validation import require_answers, require_packable
+
+DEFERRED = (
+    "deferred"  # value of "step_groups" in a micro-batch that a later one takes along
+)
+
+
+class PackedORPOTrainer(ORPOTrainer):
+    """Drop-in for `trl.experimental.orpo.ORPOTrainer`: change the class name only.
+
+    Takes TRL's arguments, and `fast_config`, a fast.FastTrainingConfig, to switch
+    parts off. Loss, gradients and logged metrics equal TRL's to rounding, with one
+    exception: `logits/chosen` and `logits/rejected` average real tokens only, where
+    TRL's average includes what the model says about padding.
+
+    Raises: ValueError at construction if a row leaves no room for an answer (names the
+        rows), or if the model is of a kind that cannot be packed (says why).
+    """
+
+    def __init__(self, *args, fast_config=None, **kwargs):
+        self.fast_config = fast_config or FastTrainingConfig()
+        super().__init__(*args, **kwargs)
+        require_packable(self.model, self)
+        for name, dataset in (
+            ("train_dataset", self.train_dataset),
+            ("eval_dataset", self.eval_dataset),
+        ):
+            require_answers(dataset, name)
+        self.data_collator = _WithPairs(self.data_collator)
+        device = self.args.device
+        self.attention, self.attention_reason = choose_attention(
+            self.fast_config.attention, device, self._computing_dtype()
+        )
+        self.compile_layers, self.compile_reason = choose_compile(
+            self.fast_config.compile_layers, self.attention, device
+        )
+        self.triton_decode, self.decode_reason = choose_decode(
+            self.fast_config.triton_decode, device
+        )
+        self.embeddings_on_cpu, self.embeddings_reason = choose_cpu_embedding(
+            self.fast_config.embeddings_on_cpu, cpu_embedding.obstacles(self)
+        )
+        self.cuda_graphs, self.graphs_reason = choose_graphs(
+            self.fast_config.cuda_graphs, self.attention, graphs.obstacles(self)
+        )
+        if self.fast_config.activation_gib == "auto":
+            spare = memory.spare_gib(self) if device.type == "cuda" else None
+            self.fast_config = replace(self.fast_config, activation_gib=spare)
+        if self.fast_config.run_ahead:
+            self.accelerator.dataloader_config.non_blocking = True
+        self.rows_must_match = self.is_fsdp_enabled
+        # The whole model in every process: what accelerate would wrap in DDP.
+        kind = self.accelerator.distributed_type.value  # MULTI_GPU, MULTI_CPU, FSDP ...
+        self._is_replicated = kind.startswith("MULTI_")
+        if self._is_replicated:
+            self.accelerator.prepare_model = functools.partial(
+                self.accelerator.prepare_model, evaluation_mode=True
+            )
+        self._graphs = None  # while training with them: the recorded rows
+        self._layers = None  # while the model is patched: its DecoderLayers
+        self._attention_before = None
+        self._table = None  # while it is patched: its embeddings, if on the CPU
+        self._scores = []  # of the rows of the present optimizer step
+        self._head_verified = False
+
+    def _computing_dtype(self):
+        """The dtype of attention's queries."""
+        if self.args.bf16 or self._peft_has_been_casted_to_bf16:
+            return torch.bfloat16
+        return torch.float16 if self.args.fp16 else self.model.dtype
+
+    # ---- the model, patched for packed rows ----
+
+    def patch_model(self):
+        """Prepare the model for packed rows; training and evaluation do it."""
+        if self._layers is not None:
+            return
+        config = self.model.config
+        self._attention_before = config._attn_implementation
+        attention.register()
+        config._attn_implementation = attention.NAME
+        self._layers = DecoderLayers(
+            self.model,
+            self.fast_config,
+            self.compile_layers,
+            self.triton_decode,
+            round_once=not self.is_fsdp_enabled,
+        )
+        self._layers.patch_model()
+        if self.embeddings_on_cpu:
+            self._table = cpu_embedding.CpuEmbedding(self.model.get_input_embeddings())
+
+    def unpatch(self):
+        """Leave the model as it was before `patch_model`."""
+        if self._layers is not None:
+            self._layers.unpatch()
+            self._layers = self._graphs = None
+            if self._table is not None:
+                self._table.put_back()
+                self._table = None
+            self.model.config._attn_implementation = self._attention_before
+
+    def _trained(self):
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def train(self, *args, **kwargs):
+        if self._is_replicated:  # all begin with the adapter of the first, as in DDP
+            for parameter in self._trained():
+                torch.distributed.broadcast(parameter.data, src=0)
+        optimizer_runs = (
+            waits.optimizer_runs_ahead()
+            if self.fast_config.run_ahead
+            else contextlib.nullcontext()
+        )
+        try:
+            with optimizer_runs:
+                return super().train(*args, **kwargs)
+        finally:
+            self.unpatch()
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        waits.catch_up()
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def evaluation_loop(self, *args, **kwargs):
+        before = self._layers
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if before is None:
+                self.unpatch()
+
+    # ---- one optimizer step ----
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.fast_config.packing and batches:
+            groups = [_pairs(batch) for batch in batches]
+            for batch in batches[:-1]:
+                batch["step_groups"] = DEFERRED
+            batches[-1]["step_groups"] = groups
+        return batches, items
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        groups = inputs.get("step_groups") or [_pairs(inputs)]
+        if groups is DEFERRED:
+            return torch.zeros((), device=self.args.device)
+        if isinstance(model, torch.nn.DataParallel):
+            raise ValueError(
+                "several GPUs in one process (DataParallel) are not supported. Start "
+                "with `accelerate launch`, or show one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
+        rows = self._pack(groups)
+        passes = rows + self._idle_rows(rows)
+        if self.cuda_graphs and self._graphs is None:
+            self._start_graphs(model, groups, rows, num_items_in_batch)
+        take = self._recorded_step if self.cuda_graphs else self._step
+        loss, scores = 0, []
+        for number, row in enumerate(passes):
+            last = number == len(passes) - 1
+            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+            with sync:
+                row_loss, row_scores = take(model, row, num_items_in_batch, number == 0)
+            loss = loss + row_loss
+            scores.append(row_scores)
+        if self._is_replicated:
+            self._average_gradients()
+        scores = scores[: len(rows)]
+        for metrics in self._metrics(groups, rows, scores, prefix=""):
+            self.store_metrics(metrics, train_eval="train")
+        return loss
+
+    def _average_gradients(self):
+        """Over all processes, once a step, in the place of DDP.
+
+        DDP exchanges gradients while the last pass computes them, from hooks that a
+        CUDA graph cannot hold, and keeps the nodes that add gradients up on a stream
+        that cannot wait for one. An adapter's gradients are small: 170 MB at 8B.
+        """
+        trained = self._trained()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= self.accelerator.num_processes
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for parameter, gradient, mean in zip(trained, gradients, parts, strict=True):
+            parameter.grad = gradient.copy_(mean.view_as(gradient))
+
+    def _step(self, model, row, num_items_in_batch, _first=False):
+        """(loss, scores) of a row, after its backward pass; scores as in _row_loss."""
+        loss = super().training_step(model, {"row": row}, num_items_in_batch)
+        return loss, self._scores.pop()
+
+    def _recorded_step(self, model, row, num_items_in_batch, first):
+        """As _step, by a CUDA graph. first: is it the optimizer step's first row?"""
+        if first:
+            self._graphs.start_window()
+        return self._graphs.run(row, *self._to_record(model, row, num_items_in_batch))
+
+    def _to_record(self, model, row, num_items_in_batch):
+        """(whatever a recording cannot learn from the row, what to record)"""
+        return (
+            (self.current_gradient_accumulation_steps, self._longest(row)),
+            lambda on_device: self._step(model, on_device, num_items_in_batch),
+        )
+
+    def _start_graphs(self, model, groups, rows, num_items_in_batch):
+        """Record rows of all usual lengths, so that training need not stop for it."""
+        self._graphs = graphs.RowGraphs(self._trained(), self.args.device)
+        self._graphs.start_window()
+        slots = self._slots([pair for group in groups for pair in group])
+        budget = self.fast_config.token_budget if self.fast_config.packing else 0
+        most = min(budget, 2 * self.max_length * slots)
+        # The longest first: the others then fit into its memory.
+        samples = [
+            row
+            for tokens in range(_rounded_up(most), 0, -graphs.TOKENS)
+            for row in self._pack(
+                [packing.filling_pairs(min(tokens, most), slots)], slots
+            )
+        ]
+        # As they are, once: this measures, compiles and tunes. Results are not used:
+        # the optimizer step begins with gradients of 0 again.
+        for row in rows[:1] + samples:
+            self._step(model, self._graphs.placed(row), num_items_in_batch)
+        graphs.free_workspaces()
+        for row in samples:
+            self._graphs.record(row, *self._to_record(model, row, num_items_in_batch))
+
+    def _longest(self, row):
+        """Tokens that no sequence of a row exceeds: one number for all usual rows."""
+        return max(_rounded_up(self.max_length), row.longest)
+
+    def compute_loss(
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
+    ):
+        if "row" not in inputs:
+            return super().compute_loss(
+                model, inputs, return_outputs, num_items_in_batch
+            )
+        with self._autocast():
+            loss, scores = self._row_loss(model, inputs["row"])
+        self._scores.append(scores)
+        return loss.to(self.args.device)
+
+    def get_batch_loss_metrics(self, model, batch, train_eval="train"):
+        groups = [_pairs(batch)]
+        rows = self._pack(groups)
+        losses, scores = zip(*(self._row_loss(model, row) for row in rows), strict=True)
+        prefix = "eval_" if train_eval == "eval" else ""
+        (metrics,) = self._metrics(groups, rows, scores, prefix)
+        return sum(losses), metrics
+
+    def _autocast(self):
+        # As in ORPOTrainer.compute_loss.
+        if self._peft_has_been_casted_to_bf16:
+            return torch.autocast(self.accelerator.device.type)
+        return contextlib.nullcontext()
+
+    def _pack(self, groups, slots=None):
+        """packing.pack_step, in shapes that suit attention and graphs.
+
+        For the patched model: where the embeddings are on the CPU, it looks them up.
+        """
+        self.patch_model()
+        multiple = 1 if self.attention == "sdpa" else attention.FLEX_BLOCK
+        if self.cuda_graphs:
+            multiple = graphs.TOKENS
+            slots = slots or self._slots([pair for group in groups for pair in group])
+        rows = packing.pack_step(
+            groups,
+            self.fast_config.token_budget if self.fast_config.packing else 1,
+            share_prefix=self.fast_config.shared_prefix,
+            multiple=multiple,
+            slots=slots,
+        )
+        if self._table is None:
+            return rows
+        return [
+            replace(row, embeddings=self._table.look_up(row.input_ids)) for row in rows
+        ]
+
+    def _slots(self, pairs):
+        """Pairs that every row of a step of these has room for."""
+        return -(-len(pairs) // graphs.PAIRS) * graphs.PAIRS
+
+    def _idle_rows(self, rows):
+        """Rows without weight, up to the largest number of rows of any process.
+
+        Only where processes must pass through the layers equally often (FSDP gathers a
+        layer's weights each time); it costs a synchronisation a step.
+        """
+        if not self.rows_must_match:
+            return []
+        count = torch.tensor(len(rows), device=self.args.device)
+        most = int(self.accelerator.gather(count).max())
+        nothing = torch.zeros_like(rows[-1].nll_weight)
+        idle = replace(rows[-1], nll_weight=nothing, pair_weight=nothing)
+        return [idle] * (most - len(rows))
+
+    # ---- one row ----
+
+    def _row_loss(self, model, row):
+        """(loss, scores) of a row's pairs; losses of a step's rows add up.
+
+        scores: detached (P, 5), padding included: a pair's sum of the chosen NLL, mean
+            log-probs of the chosen and the rejected answer, sums of mean logits of
+            either sequence.
+        """
+        row = row.on(self.args.device)
+        logps, mean_logits = self._token_logps(model, row)
+        nll = -packing.sums(logps, row.in_chosen)
+        chosen = packing.means(logps, row.chosen_answer)
+        rejected = packing.means(logps, row.rejected_answer)
+        losses = self.odds_ratio_loss(chosen, rejected)[0]
+        loss = (row.nll_weight.to(nll.dtype) * nll).sum() - (
+            row.pair_weight.to(losses.dtype) * losses
+        ).sum()
+        logits = (
+            packing.sums(mean_logits, m) for m in (row.in_chosen, row.in_rejected)
+        )
+        return loss, torch.stack([nll, chosen, rejected, *logits], dim=1).detach()
+
+    def _token_logps(self, model, row):
+        """Log-probs of a row's targets and the means of their logits, both (n,).
+
+        The head's forward is replaced for this one call, so that scoring happens inside
+        the model's own forward: FSDP and autocast see what they expect.
+        """
+        output = self.model.get_output_embeddings()
+        embedding = self.model.get_input_embeddings()
+        head_forward, embed_forward = output.forward, embedding.forward
+        tile, backend = self.fast_config.head_tile, compile_backend(self.compile_layers)
+        scored = []
+
+        def score(hidden):
+            hidden = hidden.flatten(0, 1).index_select(0, row.sources)
+            scored.extend(
+                head.token_logps(
+                    output, head_forward, hidden, row.targets, tile, backend
+                )
+            )
+            return scored[0]
+
+        def embed(input_ids):
+            return head.embed(embedding, embed_forward, input_ids, row.embeddings)
+
+        with (
+            self._layers.packed_row(row.input_ids.shape[1]),
+            head.borrowed_forward(output, score),
+            head.borrowed_forward(embedding, embed),
+        ):
+            logps = model(
+                input_ids=row.input_ids,
+                position_ids=row.position_ids,
+                use_cache=False,
+                **attention.mask_arguments(row, self.attention, self._longest(row)),
+            ).logits
+        if not self._head_verified:
+            self._verify_head(logps, scored[0])
+        return logps, scored[1]
+
+    def _verify_head(self, returned, scored):
+        """Once: what the model returns must be what its head returned."""
+        if not torch.equal(returned, scored.to(returned.dtype)):
+            raise ValueError(
+                f"{type(self.model).__name__} changes its head's logits (by a scale or "
+                "a soft cap), so they cannot be scored inside the head. Train this "
+                "model with TRL's ORPOTrainer."
+            )
+        self._head_verified = True
+
+    # ---- metrics ----
+
+    def _metrics(self, groups, rows, scores, prefix):
+        """One dict of metrics for each group, with TRL's names and TRL's averages."""
+        with torch.no_grad():
+            # Of each row the real pairs; behind them there may be padding.
+            counts = [len(row.lengths) for row in rows]
+            order = torch.cat(
+                [row.step_index[:n] for row, n in zip(rows, counts, strict=True)]
+            ).argsort()
+            table = torch.cat([s[:n] for s, n in zip(scores, counts, strict=True)])
+            # An index on the CPU would be copied, and waited for.
+            table = table[packing.without_waiting(order, table.device)]
+            out, start = [], 0
+            for group in groups:
+                part = table[start : start + len(group)]
+                out.append(self._group_metrics(group, part, prefix))
+                start += len(group)
+        return out
+
+    def _group_metrics(self, group, table, prefix):
+        nll, chosen, rejected, chosen_logits, rejected_logits = table.unbind(1)
+        _, chosen_rewards, rejected_rewards, log_odds_ratio, log_odds = (
+            self.odds_ratio_loss(chosen, rejected)
+        )
+        tokens = [sum(len(ids) - 1 for ids in side) for side in _sides(group)]
+        by_pair = {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "logps/rejected": rejected,
+            "logps/chosen": chosen,
+        }
+        by_group = {
+            "logits/rejected": rejected_logits.sum() / tokens[1],
+            "logits/chosen": chosen_logits.sum() / tokens[0],
+            "nll_loss": nll.sum() / tokens[0],
+            "log_odds_ratio": log_odds_ratio,
+            "log_odds_chosen": log_odds,
+        }
+        # Two collective calls instead of TRL's eleven.
+        gathered = {}
+        for values, columns in (
+            (by_pair, torch.stack(list(by_pair.values()), dim=1)),
+            (by_group, torch.stack(list(by_group.values()))[None]),
+        ):
+            means = self.accelerator.gather_for_metrics(columns).mean(0)
+            gathered |= dict(zip(values, means.unbind(), strict=True))
+        if not self.fast_config.deferred_metrics:
+            gathered = {name: value.item() for name, value in gathered.items()}
+        return {prefix + name: value for name, value in gathered.items()}
+
+
+class _WithPairs:
+    """A collator's batch, plus its Pairs: they stay on the CPU, where rows are made."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, features):
+        batch = self.collator(features)
+        batch["pairs"] = [
+            packing.pair_from_row(row, f"row {number} of a batch")
+            for number, row in enumerate(features)
+        ]
+        return batch
+
+
+def _rounded_up(tokens):
+    """To what rows of CUDA graphs are padded."""
+    return -(-tokens // graphs.TOKENS) * graphs.TOKENS
+
+
+def _pairs(batch):
+    return batch["pairs"] if "pairs" in batch else packing.pairs_from_batch(batch)
+
+
+def _sides(group):
+    return [pair.chosen_ids for pair in group], [pair.rejected_ids for pair in group]

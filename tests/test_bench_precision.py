@@ -1,0 +1,28 @@
+"""The precision benchmark, rehearsed on a CPU: the same code on a tiny model."""
+
+import json
+
+import bench_precision
+import pytest
+
+
+def test_all_adapters_are_worth_the_same_in_float32(tmp_path, capsys):
+    file = tmp_path / "tiny.json"
+    few = ["--shape", "tiny", "--pairs", "8", "--steps", "2"]
+    record = bench_precision.main([*few, "--json", str(file)])
+    assert json.loads(file.read_text()) == json.loads(json.dumps(record))
+    assert record["command"].startswith("python tests/benchmarks/bench_precision.py")
+    reference = record["judged"][bench_precision.REFERENCE]
+    assert reference < record["before"] - 1e-4  # something was learned
+    assert len(record["judged"]) == len(record["own"]) == 6
+    for name, losses in record["losses"].items():
+        assert len(losses) == 2
+        assert record["judged"][name] == pytest.approx(reference, abs=5e-5)
+        assert record["own"][name] == pytest.approx(reference, abs=2e-3)
+    late, _, mended = record["arrived"].values()
+    for matrix, row in mended.items():
+        assert len(row["arrived"]) == 5
+        # On so few numbers chance is large, and the same for both.
+        share = sum(row["arrived"]) - sum(late[matrix]["arrived"])
+        assert share / 5 == pytest.approx(1, abs=0.2)
+    assert "before training" in capsys.readouterr().out

@@ -1,0 +1,103 @@
+"""Parts of the scaling benchmark; the whole of it is rehearsed with --rehearse."""
+
+import json
+import sys
+
+import bench_scaling
+import pytest
+
+
+def bench(folder):
+    (folder / "config.json").write_text("{}")
+    options = bench_scaling.parse(
+        [str(folder), "--rehearse", "--out", str(folder / "out.json")]
+    )
+    made = bench_scaling.Bench(options, [])
+    made.folder, made.head = folder, lambda: {"command": "test"}
+    return made
+
+
+def test_losses_are_the_same_within_rounding_only():
+    same = bench_scaling.same_losses([2.0, 1.001], [2.0, 1.0], "one GPU")
+    assert same["largest_relative_difference"] == pytest.approx(1e-3)
+    assert same["relative_movement"] == pytest.approx(0.5)
+    with pytest.raises(bench_scaling.Failed, match="differ from one GPU"):
+        bench_scaling.same_losses([2.0, 1.01], [2.0, 1.0], "one GPU")
+    with pytest.raises(bench_scaling.Failed, match="differ"):
+        bench_scaling.same_losses([2.0, float("nan")], [2.0, 1.0], "one GPU")
+    with pytest.raises(bench_scaling.Failed, match="1 losses, one GPU has 2"):
+        bench_scaling.same_losses([2.0], [2.0, 1.0], "one GPU")
+
+
+def test_a_failed_part_is_recorded_and_the_next_one_runs(tmp_path, capsys):
+    made = bench(tmp_path)
+    with made.part("first"):
+        raise bench_scaling.Failed("no GPU")
+    with made.part("second"):
+        made.record["parts"]["second"] = {"scaling": 1.5}
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["parts"] == {
+        "first": {"error": "no GPU"},
+        "second": {"scaling": 1.5},
+    }
+    assert "first: FAILED" in capsys.readouterr().out
+    lines = bench_scaling.table(made.record).splitlines()
+    assert lines[1].endswith("failed") and " 1.50 " in lines[2]
+
+
+def test_scaling_is_one_gpus_time_over_two_gpus_time(tmp_path):
+    made = bench(tmp_path)
+    one = {"losses": [1.0], "seconds_per_1000_pairs": 60.0}
+    made.record["parts"]["one GPU"] = one
+    found = {"losses": [1.0], "seconds_per_1000_pairs": 40.0}
+    assert made.compared(found, "one GPU")["scaling"] == 1.5
+    assert made.compared(found, "another") == {"compared": "another failed"}
+
+
+def test_a_job_that_takes_too_long_is_ended_with_what_it_said(tmp_path):
+    made = bench(tmp_path)
+    script = "import time; print('loading', flush=True); time.sleep(60)"
+    job = made.start_job("slow", [sys.executable, "-c", script], "0", None)
+    with pytest.raises(bench_scaling.Failed, match="out of time. slow said: loading"):
+        job.wait(1.5)
+    assert job.process.poll() is not None
+    failing = made.start_job(
+        "bad", [sys.executable, "-c", "raise SystemExit(3)"], "0", 1
+    )
+    with pytest.raises(bench_scaling.Failed, match="exit status 3"):
+        failing.wait(20)
+
+
+def test_a_rehearsal_never_writes_the_record(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    for arguments, message in (
+        ([str(tmp_path), "--rehearse"], "a rehearsal is no result"),
+        (
+            [str(tmp_path / "none")],
+            "holds no twin: python -m course_utils.models.random_weights",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            bench_scaling.parse(arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_adding_keeps_what_is_done_and_runs_what_failed(tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    done = {"one GPU": {}, "one GPU, 16 bit": {"losses": [1.0]}, "two GPUs, DDP": {}}
+    failed = {"two GPUs, FSDP2, 16 bit": {"error": "out of time"}}
+    killed = {"one process of two killed": {}, "resumed": {}}
+    out.write_text(json.dumps({"fast_config": [], "parts": done | failed | killed}))
+    (tmp_path / "config.json").write_text("{}")
+    arguments = [str(tmp_path), "--rehearse", "--add", "--out", str(out)]
+    made = bench_scaling.Bench(bench_scaling.parse(arguments), arguments)
+    made.folder, made.head, made.pairs = tmp_path, lambda: {}, tmp_path / "pairs"
+    started = []
+    monkeypatch.setattr(made, "train", lambda name, *_, **__: started.append(name) or 1)
+    monkeypatch.setattr(made, "result", lambda job: {"losses": [1.001]})
+    monkeypatch.setattr(made, "loaded", lambda step: {"losses": [1.0]})
+    made.run_parts()
+    assert started == ["two-gpus-fsdp"]
+    parts = json.loads(out.read_text())["parts"]
+    assert parts["two GPUs, FSDP2, 16 bit"]["compared"] == "one GPU, 16 bit"
+    assert parts["FSDP2's checkpoint on one GPU"] == {"losses": [1.0]}

@@ -1,0 +1,404 @@
+"""The trainer as a command: one process, two with gloo, a killed one, FSDP2."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_llama import tiny_model
+from transformers import AutoTokenizer
+
+from course_utils import lab
+from course_utils.setup import profiles
+from course_utils.training import __main__ as command
+from course_utils.training import lost, options, run
+from course_utils.training.batches import Shares, share
+
+FSDP_ON_CPU = Path(__file__).parent / "helpers" / "train_fsdp_on_cpu.py"
+# Rows so short that the two processes have different numbers of them.
+FAST = ["--lever", "token_budget=200"]
+STEPS, SAVED = 10, 2
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a tiny random Llama and the lab's tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = AutoTokenizer.from_pretrained(lab.BASE_MODEL)
+    tiny_model(len(tokenizer), hidden_size=32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A file with 40 pairs of the lab."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = run.mixing.build().train.select_columns(list(run.COLUMNS)).select(range(40))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def asked(pairs):
+    return [
+        "--profile",
+        "cpu",
+        "--pairs-file",
+        str(pairs),
+        "--batch-size",
+        "8",
+        "--micro-batch",
+        "2",
+        "--steps",
+        str(STEPS),
+        "--save-steps",
+        str(SAVED),
+        "--logging-steps",
+        "1",
+        "--learning-rate",
+        "1e-2",
+    ]
+
+
+def train_here(base, *arguments):
+    """The record of a run in this process."""
+    parsed = options.parse(list(map(str, arguments)))
+    parsed.command = "test"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_BASE_MODEL", str(base))
+        return run.run(parsed, options.choose_profile(parsed).profile)
+
+
+def launch(base, config, script, *arguments):
+    """Two processes on this CPU, started as the documentation says."""
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "COURSE_BASE_MODEL": str(base),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+    }
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.accelerate_cli",
+            "launch",
+            "--config_file",
+            str(options.config_path(config)),
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            "0",
+            *script,
+            *map(str, arguments),
+        ],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finished(process):
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def losses(folder):
+    log = json.loads((folder / "run.json").read_text())["log"]
+    return [row["loss"] for row in log]
+
+
+def assert_same(folder, alone):
+    """A run's losses and adapter are those of the run in one process."""
+    assert losses(folder) == pytest.approx(alone.losses, rel=1e-5)
+    adapter = load_file(folder / "adapter_model.safetensors")
+    assert adapter.keys() == alone.adapter.keys()
+    for name, value in adapter.items():
+        torch.testing.assert_close(value, alone.adapter[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(base, asked, tmp_path_factory):
+    """The run in one process that the others are compared with."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    record = train_here(base, *asked, *FAST, "--output", folder)
+    adapter = load_file(folder / "adapter_model.safetensors")
+    return SimpleNamespace(
+        folder=folder, record=record, losses=losses(folder), adapter=adapter
+    )
+
+
+# ---- one process ----
+
+
+def test_what_a_run_leaves_behind(alone, base):
+    assert len(alone.losses) == STEPS
+    assert alone.losses[-1] < alone.losses[0] - 0.2  # it learns, so it can differ
+    record = json.loads((alone.folder / "run.json").read_text())
+    assert record["command"] == "test" and record["settings"]["batch_size"] == 8
+    assert record["processes"] == 1 and record["by_process"][0]["tokens"] > 0
+    assert all(row["seconds"] > 0 for row in record["log"])
+    model = lab.load_base(base)[0]
+    PeftModel.from_pretrained(model, alone.folder)
+    assert AutoTokenizer.from_pretrained(alone.folder).eos_token == "<|eot_id|>"
+
+
+def test_a_finished_run_is_not_overwritten(alone, base, asked):
+    before = (alone.folder / "run.json").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already. Go on with it by --res"):
+        train_here(base, *asked, *FAST, "--output", alone.folder)
+    with pytest.raises(ValueError, match="was begun with seed 0, and now it is 1"):
+        train_here(
+            base, *asked, *FAST, "--output", alone.folder, "--resume", "--seed", 1
+        )
+    assert (alone.folder / "run.json").read_bytes() == before
+
+
+def test_an_adapter_is_trained_further(alone, base, asked, tmp_path):
+    again = [*asked, "--steps", 1, "--adapter", alone.folder, "--save-steps", 0]
+    record = train_here(base, *again, "--output", tmp_path / "further")
+    assert record["log"][0]["loss"] < alone.losses[0] - 0.2
+
+
+def test_pairs_come_from_the_mix_by_default(base, tmp_path):
+    steps = ["--profile", "cpu", "--pairs", 9, "--save-steps", 0]
+    record = train_here(base, *steps, "--output", tmp_path)
+    assert record["pairs"] == 8 and record["steps"] == 1  # whole steps only
+
+
+# ---- two processes ----
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_killed_process_ends_all_and_the_run_goes_on(alone, base, asked, tmp_path):
+    """Begun with TRL's trainer, gone on with ours: losses equal one process's."""
+    script = ["-m", "course_utils.training", *asked]
+    process = launch(base, "ddp", [*script, "--trainer", "stock"], "--output", tmp_path)
+    saved = tmp_path / f"checkpoint-{SAVED}" / "trainer_state.json"
+    while not saved.exists():
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        time.sleep(0.01)
+    (second,) = (
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.environ().get("RANK") == "1"
+    )
+    second.send_signal(signal.SIGKILL)
+    killed = time.perf_counter()
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode != 0 and time.perf_counter() - killed < 30
+    assert "process 0: ended, because another process did" in said
+    assert "with --resume" in said and not (tmp_path / "run.json").exists()
+
+    assert said.count(f"step 1/{STEPS}") == 1  # the main process speaks for all
+
+    script += [*FAST, "--resume"]
+    said = finished(launch(base, "ddp", script, "--output", tmp_path))
+    assert f"resuming from {tmp_path}/checkpoint-" in said
+    assert_same(tmp_path, alone)
+    # What two processes saved, one process goes on with.
+    for path in (tmp_path / "run.json", tmp_path / "adapter_model.safetensors"):
+        path.unlink()
+    for number in range(SAVED + 1, STEPS + 1):
+        for path in (tmp_path / f"checkpoint-{number}").glob("trainer_state.json"):
+            if number == STEPS:
+                path.unlink()  # so that there is something left to train
+    train_here(base, *asked, *FAST, "--output", tmp_path, "--resume")
+    assert_same(tmp_path, alone)
+
+
+def test_fsdp2_equals_one_process_and_its_adapter_loads_on_one(
+    alone, base, asked, tmp_path
+):
+    script = [str(FSDP_ON_CPU), *asked, *FAST, "--save-steps", "0"]
+    finished(launch(base, "fsdp", script, "--output", tmp_path))
+    assert_same(tmp_path, alone)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["distributed"] == "FSDP" and len(record["by_process"]) == 2
+    tokens = [process["tokens"] for process in record["by_process"]]
+    assert sum(tokens) == alone.record["by_process"][0]["tokens"]
+    PeftModel.from_pretrained(lab.load_base(base)[0], tmp_path)
+
+
+def test_a_process_that_waits_in_a_library_ends_when_told(tmp_path):
+    script = (
+        "import torch\n"
+        "from course_utils.training import lost\n"
+        "lost.end_in_words_when_told('ended: go on with --resume')\n"
+        "print('ready', flush=True)\n"
+        "a = torch.randn(9000, 9000)\n"
+        "a @ a @ a @ a\n"
+        "print('done', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    process.terminate()
+    out, said = process.communicate(timeout=5)
+    assert (process.returncode, out, said) == (143, "", "ended: go on with --resume\n")
+
+
+def test_only_a_broken_connection_counts_as_one():
+    gloo = RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:2930")
+    assert lost.is_broken_connection(gloo)
+    assert lost.is_broken_connection(torch.distributed.DistBackendError("NCCL"))
+    assert not lost.is_broken_connection(RuntimeError("shapes do not match"))
+
+
+# ---- how processes share a step ----
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "expected"),
+    [
+        (8, 8, 1, Shares(8, 1, 1)),
+        (8, 8, 2, Shares(4, 1, 2)),
+        (8, 2, 2, Shares(2, 2, 2)),
+        (32, 8, 2, Shares(8, 2, 2)),
+        (12, 4, 2, Shares(3, 2, 2)),
+        (8, 8, 8, Shares(1, 1, 8)),
+    ],
+)
+def test_a_step_has_the_same_pairs_on_any_number_of_processes(
+    batch, micro, processes, expected
+):
+    found = share(batch, micro, processes)
+    assert found == expected and found.batch == batch
+
+
+def test_what_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match="8 pairs .* 3 processes. Set --num_processes"):
+        share(8, 2, 3)
+    with pytest.raises(ValueError, match="one of 1, 2, 4, 8, .* such as 9"):
+        share(8, 2, 3)
+    with pytest.raises(ValueError, match="--micro-batch 3 does not divide"):
+        share(8, 3, 2, exactly=True)
+    with pytest.raises(ValueError, match="--batch-size must be at least 1"):
+        share(0, 1, 1)
+
+
+def test_a_launch_that_cannot_share_ends_in_one_sentence(
+    base, asked, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("COURSE_BASE_MODEL", str(base))
+    monkeypatch.setattr(profiles, "stay_offline", lambda: None)  # the tests are
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    status = command._train(parsed_with_command(*asked, "--output", tmp_path), "0")
+    assert status == 1
+    said = capsys.readouterr().err
+    assert said.startswith("ValueError: 8 pairs a step cannot be shared by 3")
+    assert said.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def parsed_with_command(*arguments):
+    parsed = options.parse(list(map(str, arguments)))
+    parsed.command = "test"
+    return parsed
+
+
+# ---- the command line, the configurations ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--output is missing"),
+        (["--output", "x", "--steps", "0"], "must be at least 1"),
+        (["--output", "x", "--profile", "h100"], "invalid choice: 'h100'"),
+        (["--output", "x", "--save-steps", "-1"], "must be 0 or more"),
+        (
+            ["--output", "x", "--trainer", "stock", "--lever", "packing=false"],
+            "fast settings",
+        ),
+    ],
+)
+def test_a_command_that_makes_no_sense_ends_with_its_reason(arguments, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        options.parse(arguments)
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_levers_are_named_and_typed():
+    given = [
+        "--lever",
+        "token_budget=512",
+        "--lever",
+        "packing=false",
+        "--lever",
+        "attention=sdpa",
+    ]
+    found = run.fast_config(options.parse(["--output", "x", *given]))
+    assert (found.token_budget, found.packing, found.attention) == (512, False, "sdpa")
+    with pytest.raises(ValueError, match="--lever speed=9: give NAME=VALUE.*packing"):
+        run.fast_config(options.parse(["--output", "x", "--lever", "speed=9"]))
+
+
+def test_a_file_of_pairs_that_is_none_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": []}\n{"prompt"\n')
+    with pytest.raises(ValueError, match=r"pairs.jsonl, line 2 is not JSON"):
+        run.read_json_lines(path)
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="line 1 is not an object"):
+        run.read_json_lines(path)
+    missing = ["--output", "x", "--pairs-file", str(tmp_path / "none.jsonl")]
+    with pytest.raises(FileNotFoundError, match="There is no file .*none.jsonl"):
+        options.choose_profile(options.parse(missing))
+
+
+def test_the_path_of_a_configuration_is_printed_at_once(capsys):
+    assert command.main(["--config-path", "ddp"]) == 0
+    assert capsys.readouterr().out.strip() == str(options.config_path("ddp"))
+
+
+def test_the_configurations_say_what_accelerate_understands():
+    paths = (str(options.config_path(name)) for name in options.CONFIGS)
+    ddp, fsdp = map(load_config_from_file, paths)
+    assert ddp.distributed_type == "MULTI_GPU" and fsdp.distributed_type == "FSDP"
+    assert fsdp.fsdp_config["fsdp_version"] == 2
+    # -1: the command must name it, and does not take what another machine had.
+    assert ddp.num_processes == fsdp.num_processes == -1
+
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "message"),
+    [
+        (FSDP | {"FSDP_VERSION": "1"}, ["--sixteen-bit"], "fsdp_version: 2"),
+        (FSDP, [], "Add --sixteen-bit, or take the configuration ddp"),
+        (FSDP, ["--sixteen-bit"], "paged_adamw_8bit .* Add --optim adamw_torch"),
+        (FSDP, ["--sixteen-bit", "--optim", "adamw_torch"], "on GPUs only"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(environment, arguments, message, monkeypatch):
+    if "only" in message and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    asked = options.parse(["--output", "x", "--profile", "a100", *arguments])
+    profile = profiles.all_profiles()["a100"]
+    if asked.sixteen_bit:
+        profile = profiles.replace(profile, nf4=False)
+    with pytest.raises(ValueError, match=message):
+        run.require_fsdp_to_fit(asked, profile)
