@@ -1,8 +1,7 @@
 """The course's commands: `python -m course_utils.course run|test|lab|notebooks`.
 
-Knows: what each command does to which folder.
-Does not know: how a notebook is run, checked or shown (`execution`, `hygiene`,
-`pages`); those are imported by the commands that need them, so that `--help` is quick.
+How a notebook is run, checked and shown is in `execution`, `notebook_lint` and `pages`.
+The commands that need these import them, so that `--help` is quick.
 """
 
 import argparse
@@ -11,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from course_utils.course import console
 from course_utils.setup import places
@@ -83,37 +83,67 @@ def run_course(root, names=(), fresh=False):
     paths = chosen(notebooks.notebook_files(root), names)
     if not paths:
         raise SystemExit(f"There is no notebook in {root / 'notebooks'}.")
-    records = [notebooks.run_record(notebooks.read(path)) for path in paths]
-    minutes = sum(record.get("seconds", 0) for record in records) / 60
+    minutes = sum(_recorded_seconds(path) for path in paths) / 60
     print(f"To run: {len(paths)} of the notebooks; recorded, {minutes:.1f} min in all")
-    rows = [_run_one(root, path, fresh) for path in paths]
     index = root / "build" / "html" / "index.html"
-    pages.write_index(rows, index)
+    try:
+        rows = [_run_one(root, path, fresh) for path in paths]
+        pages.write_index(rows, index)
+    except OSError as error:
+        if not _lies_in(error.filename, root / "build"):
+            raise
+        raise SystemExit(
+            f"The course writes its results to {root / 'build'}, and cannot: {error}. "
+            "Free some space, or make the folder writable; finished pages are kept."
+        ) from error
     print()
     print(console.table(rows))
     print(f"\nBegin with {index.relative_to(root)}")
     return int(any(row["broke"] for row in rows))
 
 
+def _recorded_seconds(path):
+    from course_utils.course import notebooks
+
+    try:
+        return notebooks.run_record(notebooks.read(path)).get("seconds", 0)
+    except ValueError:
+        return 0  # _run_one says in the table what is wrong with it
+
+
+def _lies_in(file, folder):
+    """Is `file`, the name in an OSError, in `folder`? A full disk names no file."""
+    return file is None or folder in Path(file).absolute().parents
+
+
 def _run_one(root, path, fresh):
     """Run or reuse one notebook. Returns: its row of the table."""
     from course_utils.course import execution, notebooks, pages
 
-    notebook = notebooks.read(path)
     copy = root / "build" / "notebooks" / path.name
     page = root / "build" / "html" / f"{path.stem}.html"
-    key = run_key(notebook, places.PACKAGE, profile())
     broke = ""
+    try:
+        notebook = notebooks.read(path)
+    except ValueError as error:
+        print(f"{path.stem}: {error}", flush=True)
+        # The page of an earlier run would be taken for this one's.
+        page.unlink(missing_ok=True)
+        return {
+            "name": path.stem,
+            "title": path.stem,
+            "minutes": "0.0",
+            "finding": f"BROKE: {error}",
+            "page": page.name,
+            "where": str(path.relative_to(root)),
+            "broke": True,
+        }
 
-    previous = notebooks.read(copy) if copy.exists() else None
-    reused = (
-        not fresh
-        and previous is not None
-        and notebooks.run_record(previous).get("run_key") == key
-    )
+    key = run_key(notebook, places.PACKAGE, profile())
+    previous = None if fresh else _earlier_run(copy, key)
+    reused = previous is not None and _carried(previous, notebook)
     if reused:
         record = notebooks.run_record(previous)
-        notebooks.carry_outputs(previous, notebook)
         print(f"{path.stem}: unchanged since its last run, reused", flush=True)
     else:
         progress = console.Progress(path.stem)
@@ -139,6 +169,35 @@ def _run_one(root, path, fresh):
         "where": str(page.relative_to(root)),
         "broke": bool(broke),
     }
+
+
+def _earlier_run(copy, key):
+    """The notebook at `copy` if it is of the same run, else None.
+
+    A kill can leave half a file, and somebody may have edited it: it is made again.
+    """
+    from course_utils.course import notebooks
+
+    try:
+        previous = notebooks.read(copy)
+        same = notebooks.run_record(previous).get("run_key") == key
+        return previous if same else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:
+        print(f"{copy.stem}: its last copy cannot be used and is made again: {error}")
+        return None
+
+
+def _carried(previous, notebook):
+    """Put the outputs of `previous` into `notebook`. Returns: did the code agree?"""
+    from course_utils.course import notebooks
+
+    try:
+        notebooks.carry_outputs(previous, notebook)
+    except ValueError:
+        return False
+    return True
 
 
 def profile():
@@ -217,15 +276,15 @@ def build_notebooks(root, names=(), only_stale=False):
     old = readme.read_text(encoding="utf-8")
     new = pages.updated_readme(old, notebooks.notebook_files(root))
     if new != old:
-        readme.write_text(new, encoding="utf-8", newline="\n")
+        notebooks.write_text(readme, new)
         print("README.md: the map of notebooks was renewed")
     if broke:
-        print(f"Broke, and left as committed: {', '.join(broke)}")
+        print(f"Not rebuilt, and left as committed: {', '.join(broke)}")
     return int(bool(broke))
 
 
 def _build_one(root, text_path, only_stale):
-    """Rebuild one notebook, and say what is wrong with it. Returns: did it run?"""
+    """Rebuild one notebook, and say what is wrong with it. Returns: was it written?"""
     from course_utils.course import execution, notebook_lint, notebooks
 
     name = text_path.stem
@@ -234,7 +293,7 @@ def _build_one(root, text_path, only_stale):
     template = notebooks.from_text(text, text_path.name)
     tidy = notebooks.to_text(template)
     if tidy != text:
-        text_path.write_text(tidy, encoding="utf-8", newline="\n")
+        notebooks.write_text(text_path, tidy)
         print(f"{name}: blank lines of its text were put in jupytext's form")
 
     committed = notebooks.read(target) if target.exists() else None
@@ -252,7 +311,12 @@ def _build_one(root, text_path, only_stale):
             print(f"{name}: look at {wreck.relative_to(root)}")
             return False
         progress.end()
-    notebooks.write(notebooks.finished(template, name, executed, record), target)
+    finished = notebooks.finished(template, name, executed, record)
+    leaks = list(notebook_lint.leaks(finished))
+    if leaks:
+        print(*(f"{name}: not written, {leak}" for leak in leaks), sep="\n")
+        return False
+    notebooks.write(finished, target)
     for problem in notebook_lint.problems(target):
         print(f"{name}: {problem}")
     return True

@@ -220,17 +220,39 @@ def is_current(executed, template):
 def read(path):
     """The notebook at `path`. Raises: ValueError naming the file if it is none."""
     try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        raise ValueError(f"{path} is not a notebook: {error}") from error
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        # nbformat would take JSON of any other shape for a very old notebook.
+        if not isinstance(notebook, dict) or notebook.get("nbformat") != 4:
+            raise ValueError("it is not in notebook format 4")
+        notebook = nbformat.from_dict(notebook)
+        nbformat.validate(notebook)
+    except (ValueError, nbformat.ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a notebook: {reason[:200]}") from error
+    # A file holds long texts as lists of lines; in memory they are one string.
+    return nbformat.v4.rwbase.rejoin_lines(notebook)
 
 
 def write(notebook, path):
     """Write `notebook` to `path`, in one form on every system."""
     nbformat.validate(notebook)
     text = nbformat.writes(notebook, version=4)
+    write_text(path, text.rstrip("\n") + "\n")
+
+
+def write_text(path, text):
+    """Write a text file so that a stop in between leaves the old file, not half a one.
+
+    path: Path; its folder is made. Raises: OSError if the disk is full or read-only;
+    the file is then as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 # --- what a notebook says of itself -------------------------------------------------
