@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from course_utils.course import console
-from course_utils.setup import places
+from course_utils.setup import places, threads
 
 TEST_WORKERS = 2
 
@@ -233,13 +233,12 @@ def run_tests(root, extra=()):
 
     Returns: 1 if ruff finds a fault, else pytest's exit status.
     """
-    from course_utils.course import execution
-
-    threads = str(max(1, execution.usable_cores() // TEST_WORKERS))
+    share = str(max(1, threads.usable_cores() // TEST_WORKERS))
     environment = {
         # Two workers whose torch each takes all cores are slower than one.
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": share,
+        "MKL_NUM_THREADS": share,
+        "OMP_WAIT_POLICY": "PASSIVE",
         "COURSE_PROFILE": profile(),
         **os.environ,
     }

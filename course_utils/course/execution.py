@@ -18,6 +18,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
+from course_utils.setup import threads
+
 LIBRARIES = (
     "torch",
     "transformers",
@@ -46,13 +48,6 @@ class NotebookBrokeError(Exception):
 def library_versions():
     """Versions of the libraries whose release can change a result, by name."""
     return {name: version(name) for name in LIBRARIES}
-
-
-def usable_cores():
-    """How many CPU cores this process may use (a container may grant few of many)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def execute(notebook, folder, profile, progress=None):
@@ -105,7 +100,7 @@ def execute(notebook, folder, profile, progress=None):
         "versions": library_versions(),
         "seconds": round(time.perf_counter() - start, 1),
         "peak_memory_gib": round(watcher.peak_bytes / GIB, 2),
-        "cores": usable_cores(),
+        "cores": threads.usable_cores(),
         "executed_on": date.today().isoformat(),
     }
 

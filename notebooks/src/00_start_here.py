@@ -20,18 +20,15 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils.setup import profiles, quiet
+from course_utils.setup import start
 
-profile, reason = profiles.choose()
-if not profile.needs_hub:
-    profiles.stay_offline()
-quiet.hide_library_chatter()
+profile, reason = start.begin()
 import os
 from importlib.metadata import version
 
 import pandas as pd
 
-from course_utils.setup import preflight
+from course_utils.setup import preflight, profiles
 
 SEED = 0
 print(f"profile {profile.name}: {reason}. Seed {SEED}")

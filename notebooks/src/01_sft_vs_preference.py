@@ -20,11 +20,10 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils.setup import profiles, quiet
+from course_utils.setup import start
 
-profile, reason = profiles.choose()
-profiles.stay_offline()  # this notebook needs nothing from the hub
-quiet.hide_library_chatter()
+# This notebook needs nothing from the hub.
+profile, reason = start.begin(offline=True)
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

@@ -20,12 +20,9 @@ if "google.colab" in sys.modules:
     # %pip install -q "orpo-course @ git+{{repository}}"
 
 # %%
-from course_utils.setup import profiles, quiet
+from course_utils.setup import start
 
-profile, reason = profiles.choose()
-if not profile.needs_hub:
-    profiles.stay_offline()
-quiet.hide_library_chatter()
+profile, reason = start.begin()
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
