@@ -1,4 +1,4 @@
-"""The course's commands: `python -m course_utils.course run|test|lab|notebooks`.
+"""The course's commands: `python -m course_utils.course run|test|lab|…`.
 
 How a notebook is run, checked and shown is in `execution`, `notebook_lint` and `pages`.
 The commands that need these import them, so that `--help` is quick.
@@ -30,7 +30,15 @@ def main(arguments=None):
     run.add_argument("names", **names)
     run.add_argument("--fresh", action="store_true", help="reuse no earlier run")
     commands.add_parser("test", help="run tests and notebooks; takes pytest's options")
-    commands.add_parser("lab", help="open JupyterLab on the course")
+    lab = commands.add_parser("lab", help="open JupyterLab on your own copies in work/")
+    lab.add_argument("names", **names)
+    lab.add_argument(
+        "--fresh", action="store_true", help="copy anew, keep the old copies beside"
+    )
+    lab.add_argument("--copy-only", action="store_true", help="do not open JupyterLab")
+    where = commands.add_parser("address", help="set the repository's address")
+    where.add_argument("url", nargs="?", help="default: the clone's remote `origin`")
+    where.add_argument("--revision", help="tag, branch or commit that Colab installs")
     build = commands.add_parser("notebooks", help="rebuild the notebooks from text")
     build.add_argument("names", **names)
     build.add_argument(
@@ -47,7 +55,9 @@ def main(arguments=None):
         if options.command == "test":
             return run_tests(root, rest)
         if options.command == "lab":
-            return open_lab(root)
+            return open_lab(root, options.names, options.fresh, options.copy_only)
+        if options.command == "address":
+            return set_address(root, options.url, options.revision)
         return build_notebooks(root, options.names, options.only_stale)
     except KeyboardInterrupt:
         print("\nStopped. What was finished is kept.")
@@ -252,10 +262,33 @@ def run_tests(root, extra=()):
     return subprocess.run(command, cwd=root, env=environment, check=False).returncode
 
 
-def open_lab(root):
-    """Open JupyterLab on the notebooks. Returns: its exit status."""
-    command = [sys.executable, "-m", "jupyterlab", str(root / "notebooks")]
+def open_lab(root, names=(), fresh=False, copy_only=False):
+    """Open JupyterLab on the learner's own copies. Returns: its exit status."""
+    from course_utils.course import notebooks, working_copies
+
+    chosen(notebooks.notebook_files(root), names)
+    for line in working_copies.prepare(root, names, fresh):
+        print(line)
+    if copy_only:
+        return 0
+    folder = str(root / working_copies.FOLDER)
+    command = [sys.executable, "-m", "jupyterlab", folder]
     return subprocess.run(command, check=False).returncode
+
+
+def set_address(root, url=None, revision=None):
+    """Set the repository's address and renew what shows it. Returns: 0, or 1."""
+    from course_utils.course import address
+
+    try:
+        url = url or address.of_remote(root)
+        changed = address.set_address(root, url, revision)
+    except ValueError as error:
+        print(error)
+        return 1
+    print(f"The course's address is {places.repository()} @ {places.revision()}")
+    print(f"Changed: {', '.join(changed) or 'nothing'}")
+    return 0
 
 
 # --- make notebooks -----------------------------------------------------------------
@@ -282,9 +315,24 @@ def build_notebooks(root, names=(), only_stale=False):
     return int(bool(broke))
 
 
+def _read_or_none(path):
+    """The notebook at `path`, or None if there is none that can be read."""
+    from course_utils.course import notebooks
+
+    try:
+        return notebooks.read(path)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _build_one(root, text_path, only_stale):
     """Rebuild one notebook, and say what is wrong with it. Returns: was it written?"""
-    from course_utils.course import execution, notebook_lint, notebooks
+    from course_utils.course import (
+        execution,
+        notebook_lint,
+        notebooks,
+        working_copies,
+    )
 
     name = text_path.stem
     target = root / "notebooks" / f"{name}.ipynb"
@@ -295,7 +343,7 @@ def _build_one(root, text_path, only_stale):
         notebooks.write_text(text_path, tidy)
         print(f"{name}: blank lines of its text were put in jupytext's form")
 
-    committed = notebooks.read(target) if target.exists() else None
+    committed = _read_or_none(target)
     if only_stale and committed and notebooks.is_current(committed, template):
         executed, record = committed, notebooks.run_record(committed)
     else:
@@ -310,6 +358,9 @@ def _build_one(root, text_path, only_stale):
             print(f"{name}: look at {wreck.relative_to(root)}")
             return False
         progress.end()
+    kept = target.exists() and working_copies.keep_answers(root, target)
+    if kept:
+        print(f"{name}: somebody edited it; that version is {kept.relative_to(root)}")
     finished = notebooks.finished(template, name, executed, record)
     leaks = list(notebook_lint.leaks(finished))
     if leaks:

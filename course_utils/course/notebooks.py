@@ -32,7 +32,7 @@ NOTEBOOK_METADATA = {
     },
     "language_info": {"name": "python"},
 }
-PLACEHOLDERS = ("badge", "recorded", "repository")
+PLACEHOLDERS = ("badge", "recorded", "source")
 # jupytext's own notes on blank lines: they shape the text and are not the author's.
 LAYOUT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker"}
 
@@ -102,7 +102,7 @@ def colab_badge(name):
     colab = "https://colab.research.google.com"
     return (
         f"[![Open in Colab]({colab}/assets/colab-badge.svg)]"
-        f"({colab}/github/{slug}/blob/main/notebooks/{name}.ipynb)"
+        f"({colab}/github/{slug}/blob/{places.revision()}/notebooks/{name}.ipynb)"
     )
 
 
@@ -123,7 +123,7 @@ def fills(name, record):
     return {
         "badge": colab_badge(name),
         "recorded": recorded_sentence(record) + on_gpu.clause(name, on_gpu.load()),
-        "repository": places.repository(),
+        "source": f"git+{places.repository()}@{places.revision()}",
     }
 
 
@@ -138,6 +138,11 @@ def filled(notebook, values):
             cell.source = cell.source.replace("{{" + key + "}}", value)
     result.metadata.setdefault("course", nbformat.NotebookNode()).fills = values
     return result
+
+
+def refilled(notebook, name):
+    """A copy of a finished notebook with today's badge and addresses, outputs kept."""
+    return filled(unfilled(notebook), fills(name, run_record(notebook)))
 
 
 def unfilled(notebook):
