@@ -35,9 +35,7 @@ def test_copies_are_made_once(root):
     assert copy.read_bytes() == mine
 
 
-@pytest.mark.promise(
-    "the course changes after you answered", "your copy stays as it is"
-)
+@pytest.mark.promise("the course changes after an answer", "your copy stays as it is")
 def test_a_new_version_is_put_beside_answers(root):
     working_copies.prepare(root)
     mine = answer(root / "work" / "00_first.ipynb")

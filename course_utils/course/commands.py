@@ -36,6 +36,7 @@ def main(arguments=None):
         "--fresh", action="store_true", help="copy anew, keep the old copies beside"
     )
     lab.add_argument("--copy-only", action="store_true", help="do not open JupyterLab")
+    commands.add_parser("promises", help="renew the README's table of promises")
     where = commands.add_parser("address", help="set the repository's address")
     where.add_argument("url", nargs="?", help="default: the clone's remote `origin`")
     where.add_argument("--revision", help="tag, branch or commit that Colab installs")
@@ -56,6 +57,8 @@ def main(arguments=None):
             return run_tests(root, rest)
         if options.command == "lab":
             return open_lab(root, options.names, options.fresh, options.copy_only)
+        if options.command == "promises":
+            return renew_promises(root)
         if options.command == "address":
             return set_address(root, options.url, options.revision)
         return build_notebooks(root, options.names, options.only_stale)
@@ -274,6 +277,16 @@ def open_lab(root, names=(), fresh=False, copy_only=False):
     folder = str(root / working_copies.FOLDER)
     command = [sys.executable, "-m", "jupyterlab", folder]
     return subprocess.run(command, check=False).returncode
+
+
+def renew_promises(root):
+    """Write the README's table of promises anew from the tests' marks. Returns: 0."""
+    from course_utils.course import notebooks, promises
+
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    notebooks.write_text(readme, promises.updated(text, root / "tests"))
+    return 0
 
 
 def set_address(root, url=None, revision=None):
