@@ -37,6 +37,9 @@ def main(arguments=None):
     )
     lab.add_argument("--copy-only", action="store_true", help="do not open JupyterLab")
     commands.add_parser("promises", help="renew the README's table of promises")
+    commands.add_parser("agenda", help="renew the minutes in notebooks/WORKSHOP.md")
+    bundle = commands.add_parser("bundle", help="make a folder that installs offline")
+    bundle.add_argument("folder", type=Path, help="a folder that is not there yet")
     where = commands.add_parser("address", help="set the repository's address")
     where.add_argument("url", nargs="?", help="default: the clone's remote `origin`")
     where.add_argument("--revision", help="tag, branch or commit that Colab installs")
@@ -57,6 +60,10 @@ def main(arguments=None):
             return run_tests(root, rest)
         if options.command == "lab":
             return open_lab(root, options.names, options.fresh, options.copy_only)
+        if options.command == "agenda":
+            return renew_agenda(root)
+        if options.command == "bundle":
+            return make_bundle(root, options.folder)
         if options.command == "promises":
             return renew_promises(root)
         if options.command == "address":
@@ -286,6 +293,32 @@ def renew_promises(root):
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     notebooks.write_text(readme, promises.updated(text, root / "tests"))
+    return 0
+
+
+def renew_agenda(root):
+    """Write the workshop's minutes anew from the notebooks' records. Returns: 0."""
+    from course_utils.course import agenda, notebooks
+
+    page = root / "notebooks" / "WORKSHOP.md"
+    text = page.read_text(encoding="utf-8")
+    notebooks.write_text(page, agenda.updated(text, root))
+    return 0
+
+
+def make_bundle(root, folder):
+    """Make an offline bundle. Returns: 0, or pip's status if a wheel is missing."""
+    from course_utils.course import bundle
+
+    try:
+        size = bundle.make(root, folder)
+    except (FileExistsError, ValueError) as error:
+        print(error)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print("pip could not collect the wheels: see above. Nothing was left behind.")
+        return error.returncode
+    print(f"{folder}: {size / 2**20:,.0f} MB. Install there with: python install.py")
     return 0
 
 
