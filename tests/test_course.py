@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from nbformat.v4 import new_output
 
+from course_utils.chat.loss_view import _STYLE
 from course_utils.course import (
     commands,
     console,
@@ -403,3 +405,41 @@ def test_outside_a_clone_the_commands_say_what_to_do(monkeypatch, tmp_path):
         commands.main(["run"])
     with pytest.raises(FileNotFoundError, match="data cards are missing"):
         places.data_cards()
+
+
+# --- how pages look -----------------------------------------------------------------
+
+
+def test_a_page_leads_to_its_neighbours_and_sections(built, kernel):
+    commands.run_course(built)
+    first = (built / "build" / "html" / "00_first.html").read_text(encoding="utf-8")
+    second = (built / "build" / "html" / "01_second.html").read_text(encoding="utf-8")
+    assert first.count('rel="next" href="01_second.html"') == 2
+    assert 'rel="prev"' not in first and 'rel="next"' not in second
+    assert second.count('rel="prev" href="00_first.html"') == 2
+    assert first.count('href="index.html"') == 2
+
+
+def test_contents_are_the_sections():
+    text = '<h2 id="A-b">A <em>b</em><a class="anchor-link" href="#A-b">¶</a></h2>'
+    assert '<a href="#A-b">A <em>b</em></a>' in pages._contents(text)
+
+
+def luminance(colour):
+    """Relative luminance of #rrggbb. Source: WCAG 2.2, relative luminance."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("style", _STYLE.values())
+def test_tokens_can_be_read_in_every_theme(style):
+    """Text and background are both set, so no theme's own colour comes between."""
+    text, background = re.fullmatch(
+        r"color:(#\w{6});background:(#\w{6});.*", style
+    ).groups()
+    lights = sorted((luminance(text), luminance(background)))
+    contrast = (lights[1] + 0.05) / (lights[0] + 0.05)
+    assert contrast >= 7  # WCAG's AAA

@@ -107,7 +107,9 @@ def run_course(root, names=(), fresh=False):
     print(f"To run: {len(paths)} of the notebooks; recorded, {minutes:.1f} min in all")
     index = root / "build" / "html" / "index.html"
     try:
-        rows = [_run_one(root, path, fresh) for path in paths]
+        pages_there = {page.stem for page in index.parent.glob("[0-9][0-9]_*.html")}
+        names = pages_there | {path.stem for path in paths}
+        rows = [_run_one(root, path, fresh, sorted(names)) for path in paths]
         pages.write_index(rows, index)
     except OSError as error:
         if not _lies_in(error.filename, root / "build"):
@@ -136,8 +138,11 @@ def _lies_in(file, folder):
     return file is None or folder in Path(file).absolute().parents
 
 
-def _run_one(root, path, fresh):
-    """Run or reuse one notebook. Returns: its row of the table."""
+def _run_one(root, path, fresh, order):
+    """Run or reuse one notebook. Returns: its row of the table.
+
+    order: the names of all pages, to lead from one to the next.
+    """
     from course_utils.course import execution, notebooks, pages
 
     copy = root / "build" / "notebooks" / path.name
@@ -179,7 +184,7 @@ def _run_one(root, path, fresh):
     # A page is made in seconds, but eight of them would make a second run slow.
     if not (reused and page.exists() and notebook == previous):
         notebooks.write(notebook, copy)
-        pages.write_page(notebook, page, path.parent)
+        pages.write_page(notebook, page, path.parent, order)
     return {
         "name": path.stem,
         "title": notebooks.heading(notebook),
