@@ -1,4 +1,4 @@
-"""What the commands say on the terminal: progress while a notebook runs, and a table."""
+"""What the commands say on the terminal: progress of a notebook, and a table."""
 
 import io
 import shutil
