@@ -64,7 +64,7 @@ def kernel(monkeypatch):
     """A kernel that needs no time: it notes what it runs, and breaks on `1 / 0`."""
     ran = []
 
-    def execute(notebook, folder, profile, progress=None):
+    def execute(notebook, folder, profile, progress=None, stop=None, settings=None):
         code = notebooks.code_sha256(notebook)
         ran.append((notebooks.heading(notebook)[:2], folder, profile))
         source = notebook.cells[1].source
@@ -443,3 +443,37 @@ def test_tokens_can_be_read_in_every_theme(style):
     lights = sorted((luminance(text), luminance(background)))
     contrast = (lights[1] + 0.05) / (lights[0] + 0.05)
     assert contrast >= 7  # WCAG's AAA
+
+
+# --- several notebooks at a time ----------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_notebooks_run_side_by_side_and_stay_in_order(built, kernel, capsys, jobs):
+    assert commands.run_course(built, jobs=jobs) == 0
+    said = capsys.readouterr().out
+    assert f"{jobs} at a time (as asked)" in said
+    assert said.index("build/html/00_first") < said.index("build/html/01_second")
+
+
+def test_an_error_ends_the_other_notebooks(built, monkeypatch):
+    def execute(notebook, folder, profile, progress=None, stop=None, settings=None):
+        if notebooks.heading(notebook).startswith("00"):
+            raise ZeroDivisionError("a fault of the course's own")
+        assert stop.wait(30), "nobody stopped it"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execution, "execute", execute)
+    with pytest.raises(ZeroDivisionError):
+        commands.run_course(built, jobs=2)
+
+
+def test_the_jobs_follow_profile_cores_and_memory(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "l4")
+    assert commands.default_jobs()[0] == 1
+    monkeypatch.setenv("COURSE_PROFILE", "cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1000")
+    jobs, reason = commands.default_jobs()
+    assert jobs < 1000 and "memory" in reason
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert commands.default_jobs() == (1, "OMP_NUM_THREADS says so")

@@ -10,12 +10,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from course_utils.course import console
 from course_utils.setup import places, threads
 
 TEST_WORKERS = 2
+GIB_PER_NOTEBOOK = 3  # the largest takes 2
+_WRITING = threading.Lock()  # pages share the folder of MathJax
 
 
 def main(arguments=None):
@@ -29,6 +33,7 @@ def main(arguments=None):
     run = commands.add_parser("run", help="run the notebooks, write pages to build/")
     run.add_argument("names", **names)
     run.add_argument("--fresh", action="store_true", help="reuse no earlier run")
+    run.add_argument("--jobs", type=int, help="notebooks at a time")
     commands.add_parser("test", help="run tests and notebooks; takes pytest's options")
     lab = commands.add_parser("lab", help="open JupyterLab on your own copies in work/")
     lab.add_argument("names", **names)
@@ -55,7 +60,7 @@ def main(arguments=None):
     root = places.checkout()
     try:
         if options.command == "run":
-            return run_course(root, options.names, options.fresh)
+            return run_course(root, options.names, options.fresh, options.jobs)
         if options.command == "test":
             return run_tests(root, rest)
         if options.command == "lab":
@@ -93,9 +98,10 @@ def chosen(paths, names):
 # --- make course --------------------------------------------------------------------
 
 
-def run_course(root, names=(), fresh=False):
-    """Run notebooks from a copy in build/, write their pages, end with a table.
+def run_course(root, names=(), fresh=False, jobs=None):
+    """Run notebooks from copies in build/, write their pages, end with a table.
 
+    jobs: notebooks at a time; by default `default_jobs`.
     Returns: 0, or 1 if a notebook broke (the others run all the same).
     """
     from course_utils.course import notebooks, pages
@@ -103,13 +109,29 @@ def run_course(root, names=(), fresh=False):
     paths = chosen(notebooks.notebook_files(root), names)
     if not paths:
         raise SystemExit(f"There is no notebook in {root / 'notebooks'}.")
-    minutes = sum(_recorded_seconds(path) for path in paths) / 60
-    print(f"To run: {len(paths)} of the notebooks; recorded, {minutes:.1f} min in all")
+    seconds = {path: _recorded_seconds(path) for path in paths}
+    jobs, why = (jobs, "as asked") if jobs else default_jobs()
+    print(
+        f"To run: {len(paths)} of the notebooks, {jobs} at a time ({why}); "
+        f"recorded, one after the other: {sum(seconds.values()) / 60:.1f} min"
+    )
     index = root / "build" / "html" / "index.html"
+    pages_there = {page.stem for page in index.parent.glob("[0-9][0-9]_*.html")}
+    order = sorted(pages_there | {path.stem for path in paths})
+    stop = threading.Event()
     try:
-        pages_there = {page.stem for page in index.parent.glob("[0-9][0-9]_*.html")}
-        names = pages_there | {path.stem for path in paths}
-        rows = [_run_one(root, path, fresh, sorted(names)) for path in paths]
+        with ThreadPoolExecutor(jobs) as pool:
+            # The longest first, so that none is left alone at the end.
+            running = {
+                path: pool.submit(_run_one, root, path, fresh, order, jobs, stop)
+                for path in sorted(paths, key=seconds.get, reverse=True)
+            }
+            try:
+                rows = [_result(running[path]) for path in paths]
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         pages.write_index(rows, index)
     except OSError as error:
         if not _lies_in(error.filename, root / "build"):
@@ -122,6 +144,26 @@ def run_course(root, names=(), fresh=False):
     print(console.table(rows))
     print(f"\nBegin with {index.relative_to(root)}")
     return int(any(row["broke"] for row in rows))
+
+
+def default_jobs():
+    """(notebooks at a time, reason): one per free core on the CPU, one on a GPU."""
+    import psutil
+
+    if profile() != "cpu":
+        return 1, f"profile {profile()}: they share one GPU"
+    free, reason = threads.choose_threads()
+    fitting = int(psutil.virtual_memory().available / 2**30 / GIB_PER_NOTEBOOK)
+    if fitting < free:
+        return max(1, fitting), "memory has room for no more"
+    return free, reason
+
+
+def _result(running):
+    """What a future returns; waits so that Ctrl-C gets through on Windows as well."""
+    while not wait([running], timeout=0.5).done:
+        pass
+    return running.result()
 
 
 def _recorded_seconds(path):
@@ -138,10 +180,11 @@ def _lies_in(file, folder):
     return file is None or folder in Path(file).absolute().parents
 
 
-def _run_one(root, path, fresh, order):
+def _run_one(root, path, fresh, order, jobs, stop):
     """Run or reuse one notebook. Returns: its row of the table.
 
-    order: the names of all pages, to lead from one to the next.
+    order: the names of all pages, to lead from one to the next. jobs: notebooks that
+    run at a time. stop: an Event that ends the run.
     """
     from course_utils.course import execution, notebooks, pages
 
@@ -171,10 +214,13 @@ def _run_one(root, path, fresh, order):
         record = notebooks.run_record(previous)
         print(f"{path.stem}: unchanged since its last run, reused", flush=True)
     else:
-        progress = console.Progress(path.stem)
+        progress = console.Progress(path.stem, alone=jobs == 1)
+        settings = {} if jobs == 1 else {threads.VARIABLE: "1"}
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            record = execution.execute(notebook, copy.parent, profile(), progress)
+            record = execution.execute(
+                notebook, copy.parent, profile(), progress, stop, settings
+            )
             record["run_key"] = key
         except execution.NotebookBrokeError as error:
             broke, record = str(error), {"seconds": progress.seconds()}
@@ -184,7 +230,8 @@ def _run_one(root, path, fresh, order):
     # A page is made in seconds, but eight of them would make a second run slow.
     if not (reused and page.exists() and notebook == previous):
         notebooks.write(notebook, copy)
-        pages.write_page(notebook, page, path.parent, order)
+        with _WRITING:
+            pages.write_page(notebook, page, path.parent, order)
     return {
         "name": path.stem,
         "title": notebooks.heading(notebook),

@@ -32,8 +32,9 @@ def table(rows: Sequence[dict], width: int | None = None) -> str:
 class Progress:
     """Says how far a notebook is: one line rewritten on a terminal, few in a log."""
 
-    def __init__(self, name):
-        self.name, self.terminal = name, sys.stdout.isatty()
+    def __init__(self, name: str, alone: bool = True):
+        # Several notebooks at a time cannot share one line.
+        self.name, self.terminal = name, alone and sys.stdout.isatty()
         self.start = self.last = time.monotonic()
         print(f"{name}: started", end="" if self.terminal else "\n", flush=True)
 

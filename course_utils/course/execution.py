@@ -50,16 +50,18 @@ def library_versions():
     return {name: version(name) for name in LIBRARIES}
 
 
-def execute(notebook, folder, profile, progress=None):
+def execute(notebook, folder, profile, progress=None, stop=None, settings=None):
     """Run `notebook` in place and return the record of its run.
 
     folder: the kernel's working directory.
     profile: the value of COURSE_PROFILE that the cells see.
     progress: called every quarter of a second as progress(cells_done, cells_in_all).
+    stop: a threading.Event; once it is set, the kernel is ended as by Ctrl-C.
+    settings: more environment variables for the kernel.
     Returns: a dict with profile, python, versions, seconds (wall clock), cores,
     peak_memory_gib (resident, kernel and its children) and executed_on (ISO date).
     Raises: NotebookBrokeError; the notebook then holds the outputs up to that cell.
-        KeyboardInterrupt on Ctrl-C, after the kernel was ended.
+        KeyboardInterrupt on Ctrl-C and `stop`, after the kernel was ended.
     """
     _clear(notebook)
     total = sum(map(_is_run, notebook.cells))
@@ -77,10 +79,10 @@ def execute(notebook, folder, profile, progress=None):
         on_notebook_start=lambda notebook: watcher.watch(client.km.provisioner.pid),
         on_cell_executed=lambda **_: watcher.count(),
     )
-    environment = {**os.environ, **QUIET, "COURSE_PROFILE": profile}
+    environment = {**os.environ, **QUIET, "COURSE_PROFILE": profile, **(settings or {})}
     start = time.perf_counter()
     try:
-        _execute_interruptibly(client, watcher, cwd=str(folder), env=environment)
+        _execute_interruptibly(client, watcher, stop, cwd=str(folder), env=environment)
     except CellExecutionError as error:
         where = _first_broken(notebook)
         raise NotebookBrokeError(
@@ -105,7 +107,7 @@ def execute(notebook, folder, profile, progress=None):
     }
 
 
-def _execute_interruptibly(client, watcher, **options):
+def _execute_interruptibly(client, watcher, stop, **options):
     """client.execute in a thread of its own, so that Ctrl-C stays Python's.
 
     In the main thread nbclient takes Ctrl-C for itself: it ends the kernel, and then
@@ -116,7 +118,8 @@ def _execute_interruptibly(client, watcher, **options):
         try:
             # With a timeout, because Windows delivers no Ctrl-C to an endless wait.
             while not wait([running], timeout=SAMPLE_SECONDS).done:
-                pass
+                if stop is not None and stop.is_set():
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             # Without its kernel the thread ends by itself.
             while not wait([running], timeout=SAMPLE_SECONDS).done:
