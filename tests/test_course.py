@@ -199,16 +199,16 @@ def test_a_broken_notebook_does_not_stop_the_others(built, kernel, capsys):
 def test_run_key_hangs_on_code_package_cards_and_settings(tmp_path, monkeypatch):
     package = tmp_path / "course_utils"
     package.mkdir()
-    (package / "world.py").write_text("1")
+    (package / "world.py").write_text("1", encoding="utf-8")
     (tmp_path / "data_cards").mkdir()
     card = tmp_path / "data_cards" / "prm.md"
-    card.write_text("1")
+    card.write_text("1", encoding="utf-8")
     notebook = notebooks.from_text(FIRST)
     keys = [commands.run_key(notebook, package, "cpu")]
     assert keys == [commands.run_key(notebook, package, "cpu")]
-    (package / "world.py").write_text("2")
+    (package / "world.py").write_text("2", encoding="utf-8")
     keys.append(commands.run_key(notebook, package, "cpu"))
-    card.write_text("2")
+    card.write_text("2", encoding="utf-8")
     keys.append(commands.run_key(notebook, package, "cpu"))
     monkeypatch.setenv("COURSE_DATA", "elsewhere")
     keys.append(commands.run_key(notebook, package, "cpu"))

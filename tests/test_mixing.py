@@ -233,7 +233,8 @@ def test_an_eighth_source_is_a_card_and_its_rows(tmp_path, monkeypatch):
     shutil.copytree(places.data_cards(), folder)
     (folder / "mine.md").write_text(
         "---\nlicense: cc0-1.0\ncourse:\n  source: mine\n  keep: stars >= 4\n"
-        "  prompt: {user: ask}\n  chosen: good\n  rejected: bad\n---\n\n# Mine\n"
+        "  prompt: {user: ask}\n  chosen: good\n  rejected: bad\n---\n\n# Mine\n",
+        encoding="utf-8",
     )
     rows = [
         {"ask": f"Why {i}?", "good": "So.", "bad": "No.", "stars": i % 5}
@@ -406,7 +407,7 @@ def test_every_turn_of_the_user_is_compared_and_no_answer():
 
 def test_benchmarks_come_as_a_list_or_a_file(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_text("Why?\n\nHow?\n")
+    path.write_text("Why?\n\nHow?\n", encoding="utf-8")
     assert mixing.benchmark_prompts("mine", path) == ["Why?", "How?"]
     assert mixing.benchmark_prompts("mine", ["Why?"]) == ["Why?"]
     with pytest.raises(ValueError, match="Unknown benchmark 'mine'. Known: GSM8K"):

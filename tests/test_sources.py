@@ -510,7 +510,7 @@ def test_a_faulty_card_is_named_with_its_fault(tmp_path, text, words):
 
 def test_two_cards_of_one_source_are_refused(tmp_path):
     make_card(tmp_path)
-    (tmp_path / "other.md").write_text(card_text())
+    (tmp_path / "other.md").write_text(card_text(), encoding="utf-8")
     with pytest.raises(ValueError, match="tiny.md and other.md both describe 'tiny'"):
         sources.cards(tmp_path)
 
@@ -621,7 +621,7 @@ def test_one_file_of_one_s_own_is_enough(private_cache, suffix):
 )
 def test_a_broken_file_is_named(private_cache, name, content, words):
     path = private_cache / name
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=words):
         sources.load_rows(CARDS["toxic"], path)
 

@@ -111,7 +111,7 @@ def write_page(notebook, page, pictures):
     resources = {"metadata": {"name": title, "path": str(pictures)}}
     text, _ = exporter.from_notebook_node(shown, resources)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8", newline="\n")
     _copy_mathjax(page.parent / "mathjax")
 
 
@@ -135,7 +135,9 @@ def write_index(rows, index):
             f"<tr><td>{link}</td><td>{finding}</td><td>{row['minutes']}</td></tr>"
         )
     index.parent.mkdir(parents=True, exist_ok=True)
-    index.write_text(INDEX.format(rows="\n".join(lines)), encoding="utf-8")
+    index.write_text(
+        INDEX.format(rows="\n".join(lines)), encoding="utf-8", newline="\n"
+    )
 
 
 def readme_map(paths):

@@ -343,7 +343,7 @@ def checkpoint_to_resume(options, settings):
                 f"{folder} holds a run already. Go on with it by --resume, or name "
                 "another folder."
             )
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(
@@ -361,7 +361,9 @@ def checkpoint_to_resume(options, settings):
 def write_json(path, content):
     """Write a file that is whole whenever it is there."""
     partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(
+        json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n"
+    )
     partial.replace(path)
 
 

@@ -59,7 +59,7 @@ def write_card(mix, folder, name):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / "README.md.part"
-    draft.write_text(card(mix, name), encoding="utf-8")
+    draft.write_text(card(mix, name), encoding="utf-8", newline="\n")
     return draft.replace(folder / "README.md")
 
 
