@@ -84,7 +84,9 @@ def test_that_is_the_mix_s_own_doing_and_is_counted(mix):
     assert {source for source, count in dropped.items() if count} == {"intel-orca"}
     rows = [row for row in world.rows("intel-orca") if not row["in_gsm8k_train"]]
     tests = asked(mix.evaluation)
-    repeats = [row for row in rows if (row["input"],) in tests]
+    repeats = [
+        row for row in rows if mixing.questions([tasks.user(row["input"])]) in tests
+    ]
     assert len(repeats) >= dropped["intel-orca"] > 10
     # most of them differ from the test in the system prompt alone
     assert any(row["system"] for row in repeats)
@@ -141,8 +143,8 @@ def test_training_towns_are_never_tested(mix):
 def test_questions_ignore_the_system_prompt_and_the_answers():
     ask, answer = tasks.user("Why?"), tasks.assistant("So.")
     bare = mixing.questions([ask])
-    assert mixing.questions([tasks.system("Be kind."), ask]) == bare == ("Why?",)
-    assert mixing.questions([ask, answer, ask]) == ("Why?", "Why?")
+    assert mixing.questions([tasks.system("Be kind."), ask]) == bare == ("why?",)
+    assert mixing.questions([ask, answer, ask]) == ("why?", "why?")
 
 
 # --- data of one's own --------------------------------------------------------------
@@ -190,8 +192,8 @@ def test_the_split_hangs_on_the_seed_alone(own):
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
-        ([f"question {i}" for i in range(10)], "has 10 pairs, 10 of them"),
-        ([f"question {i // 2}" for i in range(60)], "has 60 pairs, 0 of them"),
+        ([f"question {i}" for i in range(10)], "has 10 pairs with 10 different"),
+        ([f"question {i // 6}" for i in range(60)], "has 60 pairs with 10 different"),
     ],
 )
 def test_a_mix_too_small_to_split_says_so(own, prompts, words):

@@ -25,6 +25,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, models, recorded
 from course_utils.data import mixing
+from course_utils.data.sources import read_json_lines
 from course_utils.training import packing, resilience
 from course_utils.training.batches import share
 from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
@@ -309,23 +310,6 @@ def read_pairs(options, profile, tokenizer):
     # Of a mix as many as the profile has time for; of somebody's own file all.
     most = options.pairs or (None if options.pairs_file else profile.train_pairs)
     return [{name: row[name] for name in COLUMNS} for row in kept[:most]], dropped
-
-
-def read_json_lines(path):
-    """The rows of a file with one JSON object a line.
-
-    Raises: ValueError that names the line.
-    """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} is not an object with {COLUMNS}.")
-        rows.append(row)
-    return rows
 
 
 def checkpoint_to_resume(options, settings):
