@@ -1,7 +1,9 @@
 """The mix: repeatable, accounted for to the last row, and clean of what tests ask."""
 
 import functools
+import re
 import shutil
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -182,7 +184,67 @@ def test_prompts_that_repeat_are_never_on_both_sides(own):
     assert len({row["chosen"][0]["content"] for row in rows}) == 100
 
 
-def test_the_split_hangs_on_the_seed_alone(own):
+def spellings(question):
+    """The same question as people and keyboards vary it."""
+    return [
+        question,
+        question + " ",
+        question.upper(),
+        unicodedata.normalize("NFD", question),
+        question.replace(" ", "\u00a0"),
+        question.replace(" ", " \u200b\n"),
+        "\ufeff" + question,
+    ]
+
+
+@pytest.mark.promise(
+    "a prompt comes in several spellings (case, spaces, Unicode forms, invisible "
+    "characters)",
+    "all of them lie on one side of the split",
+)
+@pytest.mark.parametrize("near_duplicates", [False, 0.8])
+@pytest.mark.parametrize("singles", [0, 60])
+def test_spellings_of_one_prompt_are_never_on_both_sides(own, singles, near_duplicates):
+    several = [f"Où est le café numéro {i} ?" for i in range(40)]
+    prompts = [text for question in several for text in spellings(question)]
+    rows = [
+        {"prompt": p, "chosen": worded(i, words=9), "rejected": "no"}
+        for i, p in enumerate([*prompts, *(f"single {i}" for i in range(singles))])
+    ]
+    mix = own(rows, evaluation_pairs=20, near_duplicates=near_duplicates)
+    assert not asked(mix.train) & asked(mix.evaluation)
+    assert len(asked(mix.evaluation)) == len(mix.evaluation) == 20
+    (report,) = mix.report
+    assert report["rows"] == len(rows) and report["kept"] == len(mix.train) + 20
+    # Where single prompts suffice nothing is lost; if not, the tests' other spellings.
+    dropped = 0 if singles else 20 * 6
+    assert report.get(mixing.ASKED, 0) == dropped
+    assert report["kept"] == len(rows) - dropped
+
+
+def test_spellings_of_one_pair_are_repeats(own):
+    rows = [
+        {"prompt": prompt, "chosen": answer, "rejected": "No"}
+        for i in range(9)
+        for prompt, answer in zip(
+            spellings(f"Où {i} ?"), spellings(f"Là {i} !"), strict=True
+        )
+    ]
+    mix = own(rows, evaluation_pairs=3, near_duplicates=False)
+    assert mix.report[0] == {"source": "prm", "rows": 63, "kept": 9, mixing.REPEAT: 54}
+
+
+def test_a_benchmark_s_question_is_found_in_any_spelling():
+    question = "Combien de vaches reste-t-il à Élise après la vente du marché d'été ?"
+    short = "Où est l'été ?"
+    pairs = Dataset.from_list(
+        [{"prompt": [tasks.user(s)]} for q in (question, short) for s in spellings(q)]
+    )
+    found = mixing.find_overlap(pairs, {"farm": [question, short]})
+    assert found == ["asked by farm"] * len(pairs)
+
+
+def test_the_split_depends_on_the_seed_alone(own):
     rows = rows_of(f"question {i}" for i in range(50))
     first, again, other = (own(rows, evaluation_pairs=10, seed=s) for s in (1, 1, 2))
     assert first.evaluation.to_list() == again.evaluation.to_list()
@@ -409,8 +471,8 @@ def test_every_turn_of_the_user_is_compared_and_no_answer():
 
 def test_benchmarks_come_as_a_list_or_a_file(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_text("Why?\n\nHow?\n", encoding="utf-8")
-    assert mixing.benchmark_prompts("mine", path) == ["Why?", "How?"]
+    path.write_text("\ufeffWhy?\n\nHow\u2028so?\r\n", encoding="utf-8", newline="")
+    assert mixing.benchmark_prompts("mine", path) == ["Why?", "How\u2028so?"]
     assert mixing.benchmark_prompts("mine", ["Why?"]) == ["Why?"]
     with pytest.raises(ValueError, match="Unknown benchmark 'mine'. Known: GSM8K"):
         mixing.benchmark_prompts("mine")
@@ -466,6 +528,13 @@ def test_what_a_cap_keeps_hangs_on_the_seed_not_on_other_sources(mix):
         ({"caps": {"prm": 0.5}}, "prm has 0.5; a cap is a number"),
         ({"caps": {"prm": 0}}, "prm has 0; a cap is a number"),
         ({"version": "v3"}, "No card .* 'v3'"),
+        ({"weights": {"prm": float("nan")}}, "prm has nan; a weight is the share"),
+        ({"weights": {"prm": "half"}}, "prm has 'half'; a weight is the share"),
+        ({"caps": {"prm": True}}, "prm has True; a cap is a number"),
+        ({"evaluation_pairs": -1}, "evaluation_pairs is -1; it is a number of pairs"),
+        ({"evaluation_pairs": 0.1}, "evaluation_pairs is 0.1"),
+        ({"max_length": 9}, "length and max_length go together"),
+        ({"length": len}, "length and max_length go together"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(options, words):
@@ -543,6 +612,41 @@ def test_the_card_of_a_real_mix_passes_its_parts_terms_on(mix):
     assert "not-for-all-audiences" not in mixing.card(tame, "Mix")
     same = replace(real, cards={k: CARDS[k] for k in ("prm", "capybara")})
     assert DatasetCard(mixing.card(same, "Mix")).data.license == "apache-2.0"
+
+
+def cells(line):
+    """A row of a Markdown table, cut at the bars that no backslash stands before."""
+    return re.split(r"(?<!\\)\|", line)[1:-1]
+
+
+@pytest.mark.promise(
+    "a bar, a line break or a backtick in a card's text", "the mix's page stays whole"
+)
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"keep": "status != 'a|b'"}, "`status != 'a\\|b'`"),
+        ({"keep": "`my-rating` >= 5"}, "`` `my-rating` >= 5 ``"),
+        ({"keep": "x == '``|'"}, "``` x == '``\\|' ```"),
+        ({"keep": "stars >= 4\n"}, "`stars >= 4`"),
+        ({"keep": "stars >= 4\n\nand ok"}, "`stars >= 4 and ok`"),
+        ({"repo": "a|b\n# c"}, "a\\|b # c (main)"),
+        ({"license": "mit|x"}, "mit\\|x"),
+        ({"revision": "a\n|b"}, r"M4-ai/prm_dpo_pairs_cleaned (a \|b)"),
+    ],
+)
+def test_no_text_of_a_card_breaks_the_mix_s_page(mix, changes, shown):
+    texts = {"warning": "one\n\n# two", "citation": "x\n- y"}
+    odd = replace(CARDS["prm"], **texts | changes)
+    real = replace(mix, settings=mix.settings | {"data": "hub"}, cards={"prm": odd})
+    page = mixing.card(real, "Mix")
+    tables = [block for block in page.split("\n\n") if block.startswith("| ")]
+    assert len(tables) == 2
+    for table in tables:
+        assert len({len(cells(line)) for line in table.splitlines()}) == 1
+    assert len(tables[1].splitlines()) == 3
+    assert shown in [cell.strip() for cell in cells(tables[1].splitlines()[2])]
+    assert "- **prm**: one # two\n" in page and "- prm: x - y\n" in page
 
 
 def test_the_mix_of_version_1_2_is_built_from_its_own_cards(mix):

@@ -124,7 +124,7 @@ def _messages(pair, field, control):
         messages = messages.tolist()
     # NaN, which pandas writes for a missing value, is the one float unlike itself.
     nan = isinstance(messages, float) and messages != messages
-    if messages is None or nan or (isinstance(messages, list) and not messages):
+    if messages is None or nan or (isinstance(messages, list | tuple) and not messages):
         raise _Problem(
             field, "is missing or empty", "Every row needs prompt, chosen and rejected."
         )

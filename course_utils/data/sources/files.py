@@ -152,7 +152,9 @@ def _read_json(path, texts):
 
 
 def _read_csv(path, texts):
-    blocks = csv.ReadOptions(block_size=min(max(path.stat().st_size, 1), 2**31 - 1))
+    # One block, so that no row is cut; one thread, so that errors number the rows.
+    size = min(max(path.stat().st_size, 1), 2**31 - 1)
+    blocks = csv.ReadOptions(block_size=size, use_threads=False)
     cells = csv.ParseOptions(newlines_in_values=True)
     try:
         names = csv.read_csv(path, blocks, cells).column_names
