@@ -102,6 +102,11 @@ def test_a_file_that_is_no_json_lines_is_named_with_its_line(tmp_path, content, 
             read(path)
 
 
+def test_a_broken_list_of_rows_is_named(tmp_path):
+    with pytest.raises(ValueError, match="mine.json cannot be read as json.*line 2"):
+        pairs_of(tmp_path, "mine.json", '[{"q": "a"},\n{"q": }]')
+
+
 @pytest.mark.parametrize(
     "content", [json.dumps([ROW, ROW], indent=1), "\ufeff" + lines(ROW, ROW)]
 )
@@ -168,6 +173,20 @@ def test_a_csv_s_other_columns_are_numbers_where_all_cells_are(tmp_path):
     assert dropped.rows == {"rule": [1], "a rating is missing": [2]}
 
 
+def test_a_column_that_the_card_calls_text_is_text(tmp_path):
+    names = ("q", "a", "b", "code")
+    columns = "".join(f"  - {{name: {name}, dtype: string}}\n" for name in names)
+    text = CARD.format(source="mine", more="  keep: code != '007'\n").replace(
+        "license", f"dataset_info:\n  features:\n{columns}license"
+    )
+    (tmp_path / "mine.md").write_text(text, encoding="utf-8")
+    card = sources.read_card(tmp_path / "mine.md")
+    content = "q,a,b,code\n1,2,3,007\n1,2,3,7\n"
+    (tmp_path / "mine.csv").write_text(content, encoding="utf-8")
+    pairs, dropped = sources.to_pairs(card, sources.load_rows(card, tmp_path))
+    assert list(pairs["row"]) == [1] and dropped.rows == {"rule": [0]}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -196,6 +215,7 @@ def test_numbers_among_answers_are_text(tmp_path):
     rows = [ROW, ROW | {"a": 5}, ROW | {"a": 0.5}, ROW | {"a": True}]
     rows += [ROW | {"a": None}, ROW | {"a": float("nan")}, ROW | {"a": 2**70}]
     content = "".join(json.dumps(row) + "\n" for row in rows)
+    content = content.replace("}\n", f', "id": {2**70}}}\n')
     answers, dropped = pairs_of(tmp_path, "mine.jsonl", content)
     assert answers == ["So.", "5", "0.5", "true", str(2**70)]
     assert dropped.rows == {"an answer is missing": [4, 5]}

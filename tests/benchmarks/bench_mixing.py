@@ -91,7 +91,7 @@ def row_of(card, writer, number, share):
     answers = {side: writer.text(ANSWER) for side in ("chosen", "rejected")}
     row = {}
     for name, feature in card.columns.items():
-        kind = sources.mapping._kind(feature)
+        kind = sources.data_cards.kind_of(feature)
         side = "rejected" if "rejected" in name else "chosen"
         if kind == "messages":
             turns = [*said, ("assistant", answers[side])]

@@ -131,6 +131,12 @@ class Card:
         """The columns that the prompt and the two answers are read from."""
         return [*self.prompt.values(), self.chosen, self.rejected]
 
+    @property
+    def texts(self) -> list[str]:
+        """Columns whose values are text, even where all of them look like numbers."""
+        said = [name for name, kind in self.columns.items() if kind_of(kind) == "text"]
+        return [*self.mapped, *said]
+
     def kept(self, version: str) -> int | None:
         """Pairs of this source in a version of the published mix, None if not known."""
         for place in ("data", "card"):
@@ -175,7 +181,7 @@ def read_card(path: str | Path) -> Card:
     metadata, body = read_front_matter(path)
     rule = metadata["course"]
     _check_keys(path, rule)
-    title = next((ln[2:] for ln in body.splitlines() if ln.startswith("# ")), None)
+    title = next((ln[2:] for ln in body.split("\n") if ln.startswith("# ")), None)
     if title is None:
         raise ValueError(f"{path} has no `# title` below the front matter.")
     if "license" not in metadata:
@@ -236,6 +242,27 @@ def _shown(value):
     if isinstance(value, str | int | float):
         return repr(value)[:80]
     return {dict: "a mapping", list: "a list"}.get(type(value), type(value).__name__)
+
+
+def kind_of(feature) -> str:
+    """What a column holds, in a word: int64 and float64 ratings are both numbers.
+
+    feature: of `datasets`.
+    """
+    inner = getattr(feature, "feature", None)
+    if inner is None and isinstance(feature, list):
+        inner = feature[0]
+    if inner is not None:
+        names = set(inner) if isinstance(inner, dict) else set()
+        return "messages" if {"role", "content"} <= names else "lists"
+    dtype = getattr(feature, "dtype", "struct")
+    if dtype in ("string", "large_string"):
+        return "text"
+    if dtype == "bool":
+        return "yes or no"
+    if dtype == "null":
+        return "nothing"
+    return "numbers" if dtype.startswith(("int", "uint", "float")) else dtype
 
 
 def _columns(path, metadata):

@@ -90,12 +90,13 @@ def rows_to_dataset(
 
 
 def _column(values, name, place, as_text):
+    values = [None if isinstance(v, float) and v != v else v for v in values]  # NaN
     kinds = {}  # the first row of every kind of value
     for number, value in enumerate(values):
         if value is not None:
             kinds.setdefault(_kind(value), number)
     if set(kinds) <= set(_SCALARS):
-        if as_text or len(kinds) > 1:
+        if as_text or len(kinds) > 1 or any(map(_is_large, values)):
             values = [_text(value) for value in values]
     elif len(kinds) > 1:
         found = " and ".join(f"{kind} (row {row})" for kind, row in kinds.items())
@@ -130,10 +131,12 @@ def _kind(value):
     return type(value).__name__
 
 
+def _is_large(value):
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
 def _text(value):
-    if value is None or value != value:  # NaN is a missing value
-        return None
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _read_jsonl(path, texts):
@@ -141,14 +144,15 @@ def _read_jsonl(path, texts):
 
 
 def _read_json(path, texts):
-    """A list of rows, or one object, or JSON Lines under this name."""
+    """A list of rows, or JSON Lines under this name."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError):
-        return _read_jsonl(path, texts)
-    return rows_to_dataset(
-        content if isinstance(content, list) else [content], path, texts
-    )
+        content = path.read_text(encoding="utf-8-sig")
+        if not content.lstrip(_BLANK).startswith("["):
+            return _read_jsonl(path, texts)
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as json: {error}") from error
+    return rows_to_dataset(rows, path, texts)
 
 
 def _read_csv(path, texts):

@@ -53,7 +53,7 @@ def load_rows(card: Card, data: str | Path = WORLD, seed: int = 11) -> Dataset:
                 f"Put {card.source}.jsonl into a folder and set COURSE_DATA to it."
             )
         return from_hub(card.repo, revision=card.revision)
-    return read_file(_file_of(card, Path(data)), card.mapped)
+    return read_file(_file_of(card, Path(data)), card.texts)
 
 
 def _file_of(card, place):

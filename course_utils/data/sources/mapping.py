@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 from course_utils.data import texts
-from course_utils.data.sources.data_cards import Card, read_rule
+from course_utils.data.sources.data_cards import Card, kind_of, read_rule
 from course_utils.data.sources.files import rows_to_dataset
 
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -167,36 +167,18 @@ def _check_columns(card, rows):
             "the card."
         )
     for name in card.mapped:
-        found = _kind(rows.features[name])
+        found = kind_of(rows.features[name])
         if found not in ("text", "messages", "nothing"):
             raise ValueError(
                 f"{card.path.name}: column {name} holds {found}; an answer or a prompt "
                 "is text, or a list of messages with `role` and `content`."
             )
-        said = _kind(card.columns[name]) if name in card.columns else found
+        said = kind_of(card.columns[name]) if name in card.columns else found
         if found not in (said, "nothing"):
             raise ValueError(
                 f"{card.path.name}: column {name} holds {found}, the card says {said}. "
                 "Was it changed upstream? Correct the card."
             )
-
-
-def _kind(feature):
-    """What a column holds, in a word: int64 and float64 ratings are both numbers."""
-    inner = getattr(feature, "feature", None)
-    if inner is None and isinstance(feature, list):
-        inner = feature[0]
-    if inner is not None:
-        names = set(inner) if isinstance(inner, dict) else set()
-        return "messages" if {"role", "content"} <= names else "lists"
-    dtype = getattr(feature, "dtype", "struct")
-    if dtype in ("string", "large_string"):
-        return "text"
-    if dtype == "bool":
-        return "yes or no"
-    if dtype == "null":
-        return "nothing"
-    return "numbers" if dtype.startswith(("int", "uint", "float")) else dtype
 
 
 def _rule(card, rows):
@@ -205,7 +187,7 @@ def _rule(card, rows):
         return pa.array(np.ones(len(rows), dtype=bool))
     rule = read_rule(card.path, card.keep)
     simple = {"text", "numbers", "yes or no", "nothing"}
-    usable = [name for name, kind in rows.features.items() if _kind(kind) in simple]
+    usable = [name for name, kind in rows.features.items() if kind_of(kind) in simple]
     said = f"{card.path.name}: the rule `{card.keep}`"
     unknown = [name for name in rule.columns if name not in usable]
     if unknown:
