@@ -252,9 +252,15 @@ def test_stay_offline_reaches_the_hub_library():
     assert done.returncode == 0, done.stderr
 
 
-def test_stay_offline_that_comes_too_late_says_so():
-    done = in_a_new_process("import huggingface_hub\nprofiles.stay_offline()")
-    assert "RuntimeError: call stay_offline() before" in done.stderr
+@pytest.mark.parametrize("library", ["huggingface_hub", "datasets", "transformers"])
+def test_stay_offline_reaches_libraries_that_are_imported_already(library):
+    done = in_a_new_process(
+        f"import {library}, huggingface_hub\nprofiles.stay_offline()\n"
+        "from huggingface_hub import constants as c, is_offline_mode\n"
+        "print(is_offline_mode(), c.HF_HUB_DISABLE_TELEMETRY)\n"
+        "from datasets import config\nprint(config.HF_HUB_OFFLINE)\n"
+    )
+    assert done.stdout.split() == ["True"] * 3, done.stderr
 
 
 def test_importing_profiles_imports_nothing_heavy_and_changes_nothing():

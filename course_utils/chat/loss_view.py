@@ -17,10 +17,10 @@ _MEANING = {
 # Okabe-Ito colours: colour-blind readers tell them apart. The line under a token says
 # the same, and so does the region's name, for pages that strip styles.
 _STYLE = {
-    NONE: "background:#ffffff;border-bottom:2px dotted #999999",
-    NLL: "background:#e6e6e6;border-bottom:2px dashed #555555",
-    BOTH: "background:#b3d9f2;border-bottom:2px solid #0072b2",
-    ODDS: "background:#f9d9a8;border-bottom:4px double #d55e00",
+    NONE: "color:#111111;background:#ffffff;border-bottom:2px dotted #999999",
+    NLL: "color:#111111;background:#e6e6e6;border-bottom:2px dashed #555555",
+    BOTH: "color:#111111;background:#b3d9f2;border-bottom:2px solid #0072b2",
+    ODDS: "color:#111111;background:#f9d9a8;border-bottom:4px double #d55e00",
 }
 
 

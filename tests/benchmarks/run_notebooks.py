@@ -127,16 +127,16 @@ def broken_cell(notebook, message):
 
 def environment(options, profile, fraction, allocator):
     """The variables that a run sees, besides those of this process."""
-    from course_utils.course import execution
+    from course_utils.setup import threads
 
     paths = [str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]
-    threads = max(1, execution.usable_cores() // options.jobs)
+    share = max(1, threads.usable_cores() // options.jobs)
     settings = {
         "COURSE_PROFILE": profile,
         "COURSE_BASE_MODEL": str(options.twin),
         "COURSE_DATA": "world",
         "COURSE_PAIRS": str(options.pairs),
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(share),
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "PYTHONUNBUFFERED": "1",
     }
