@@ -267,7 +267,9 @@ def test_an_unreadable_notebook_stops_no_other(built, kernel, capsys, content):
 @pytest.mark.parametrize("blocked", ["build", "build/notebooks", "build/html"])
 def test_a_build_folder_that_cannot_be_written_is_said(built, kernel, blocked):
     (built / blocked).parent.mkdir(parents=True, exist_ok=True)
-    (built / blocked).write_text("a file stands where the folder should be")
+    (built / blocked).write_text(
+        "a file stands where the folder should be", encoding="utf-8"
+    )
     with pytest.raises(SystemExit, match="writes its results to .*build, and cannot"):
         commands.run_course(built)
 
@@ -321,6 +323,7 @@ main()
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(places.PACKAGE.parent)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        encoding="utf-8",
     )
     assert (done.returncode, done.stdout) == (130, "left: 0\n"), done.stderr
     assert "Traceback" not in done.stderr
@@ -329,16 +332,16 @@ main()
 def test_run_key_hangs_on_code_package_cards_and_settings(tmp_path, monkeypatch):
     package = tmp_path / "course_utils"
     package.mkdir()
-    (package / "world.py").write_text("1")
+    (package / "world.py").write_text("1", encoding="utf-8")
     (tmp_path / "data_cards").mkdir()
     card = tmp_path / "data_cards" / "prm.md"
-    card.write_text("1")
+    card.write_text("1", encoding="utf-8")
     notebook = notebooks.from_text(FIRST)
     keys = [commands.run_key(notebook, package, "cpu")]
     assert keys == [commands.run_key(notebook, package, "cpu")]
-    (package / "world.py").write_text("2")
+    (package / "world.py").write_text("2", encoding="utf-8")
     keys.append(commands.run_key(notebook, package, "cpu"))
-    card.write_text("2")
+    card.write_text("2", encoding="utf-8")
     keys.append(commands.run_key(notebook, package, "cpu"))
     monkeypatch.setenv("COURSE_DATA", "elsewhere")
     keys.append(commands.run_key(notebook, package, "cpu"))

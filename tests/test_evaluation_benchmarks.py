@@ -482,6 +482,7 @@ def offline(tmp_path_factory):
         text=True,
         env=environ,
         cwd=at,
+        encoding="utf-8",
     )
     return at, done
 
@@ -520,13 +521,13 @@ def test_two_files_are_compared_item_by_item(offline, capsys, tmp_path):
     at, _ = offline
     record = json.loads((at / "nous.json").read_text(encoding="utf-8"))
     better = record | {"items": {n: [1] * len(v) for n, v in record["items"].items()}}
-    (tmp_path / "better.json").write_text(json.dumps(better))
+    (tmp_path / "better.json").write_text(json.dumps(better), encoding="utf-8")
     command.main(["compare", str(at / "nous.json"), str(tmp_path / "better.json")])
     lines = capsys.readouterr().out.splitlines()
     gained = 100 * (1 - record["scores"]["average"]["value"])
     assert lines[-1].startswith("average") and f"{gained:+.2f}" in lines[-1]
     better["settings"] = record["settings"] | {"chat template": True}
-    (tmp_path / "better.json").write_text(json.dumps(better))
+    (tmp_path / "better.json").write_text(json.dumps(better), encoding="utf-8")
     with pytest.raises(SystemExit, match="differ in chat template: False and True"):
         command.main(["compare", str(at / "nous.json"), str(tmp_path / "better.json")])
 

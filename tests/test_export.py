@@ -126,7 +126,9 @@ def test_the_tokenizer_is_in_the_file(folder, tmp_path):
     kinds = fields["tokenizer.ggml.token_type"]
     control = {i for i, kind in enumerate(kinds) if kind == gguf.TokenType.CONTROL}
     assert control == set(range(10))
-    merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
+    merges = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))[
+        "model"
+    ]["merges"]
     assert fields["tokenizer.ggml.merges"] == [" ".join(merge) for merge in merges]
     assert fields["tokenizer.ggml.model"] == "gpt2"
     assert fields["tokenizer.ggml.pre"] == "smollm"  # digits apart, then GPT-2's way
@@ -218,7 +220,10 @@ def refused(folder, tmp_path, words, error=ValueError, **settings):
 
 def edit_config(folder, **changes):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+        encoding="utf-8",
+    )
 
 
 @pytest.mark.parametrize(

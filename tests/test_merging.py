@@ -141,7 +141,10 @@ def spoiled(adapter, tmp_path):
 
 def edit_config(folder, **changes):
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+        encoding="utf-8",
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,11 +194,11 @@ def test_an_adapter_that_is_nan(base, spoiled, tokenizer, tmp_path):
 
 def test_a_failed_merge_keeps_the_earlier_one(base, spoiled, tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text("earlier")
+    (tmp_path / "out" / "config.json").write_text("earlier", encoding="utf-8")
     edit_config(spoiled, use_dora=True)
     with pytest.raises(ValueError, match="use_dora"):
         merging.merge(base, spoiled, tmp_path / "out", tokenizer)
-    assert (tmp_path / "out" / "config.json").read_text() == "earlier"
+    assert (tmp_path / "out" / "config.json").read_text(encoding="utf-8") == "earlier"
 
 
 def test_rank_stabilised_lora_has_its_own_scale(spoiled):

@@ -120,7 +120,7 @@ def test_a_missing_folder_says_what_to_do(tmp_path):
 
 
 def test_pickled_weights_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="safetensors"):
         models.load_base(profile("cpu", tmp_path))

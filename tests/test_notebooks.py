@@ -164,7 +164,7 @@ def test_heading_and_finding_and_caption(tiny):
 
 def test_a_file_that_is_no_notebook_is_named(tmp_path):
     path = tmp_path / "01_broken.ipynb"
-    path.write_text("not json")
+    path.write_text("not json", encoding="utf-8")
     with pytest.raises(ValueError, match="01_broken"):
         notebooks.read(path)
 

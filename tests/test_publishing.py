@@ -202,13 +202,15 @@ def test_llama_3_gets_its_banner_notice_and_a_copy_of_the_agreement(tmp_path):
     base.mkdir()
     folder.mkdir()
     (base / "LICENSE.txt").write_text(AGREEMENT, encoding="utf-8")
-    (base / "USE_POLICY.md").write_text("be nice")
+    (base / "USE_POLICY.md").write_text("be nice", encoding="utf-8")
     publishing.write_card(LLAMA, folder, base=base)
-    assert "**Built with Meta Llama 3.**" in (folder / "README.md").read_text()
+    assert "**Built with Meta Llama 3.**" in (folder / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert (folder / "NOTICE").read_text(encoding="utf-8") == NOTICE + "\n"
     assert (folder / "LICENSE").read_text(encoding="utf-8") == AGREEMENT
-    assert (folder / "USE_POLICY.md").read_text() == "be nice"
-    assert json.loads((folder / "results.json").read_text()) == LLAMA
+    assert (folder / "USE_POLICY.md").read_text(encoding="utf-8") == "be nice"
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == LLAMA
 
 
 def test_a_base_without_its_agreement(tmp_path):
@@ -238,7 +240,7 @@ def test_a_later_llama_is_under_its_own_agreement(tmp_path):
 
 def test_others_need_none_of_it(tmp_path):
     folder = model_folder(tmp_path)
-    assert "Llama 3" not in (folder / "README.md").read_text()
+    assert "Llama 3" not in (folder / "README.md").read_text(encoding="utf-8")
     assert not (folder / "NOTICE").exists() and not (folder / "LICENSE").exists()
     publishing.ready(folder)
 
@@ -247,9 +249,15 @@ def test_others_need_none_of_it(tmp_path):
     ("spoil", "error"),
     [
         (lambda f: (f / "LICENSE").unlink(), "copy of its agreement"),
-        (lambda f: (f / "LICENSE").write_text("MIT"), "does not state"),
+        (
+            lambda f: (f / "LICENSE").write_text("MIT", encoding="utf-8"),
+            "does not state",
+        ),
         (lambda f: (f / "NOTICE").unlink(), "does not hold the sentence"),
-        (lambda f: (f / "NOTICE").write_text("Meta"), "does not hold the sentence"),
+        (
+            lambda f: (f / "NOTICE").write_text("Meta", encoding="utf-8"),
+            "does not hold the sentence",
+        ),
         (lambda f: edit(f / "README.md", "Built with Meta", "With"), "does not say"),
         (lambda f: edit(f / "results.json", "Llama-3-8B", "8B"), "begins with"),
         (lambda f: edit(f / "results.json", '"llama3"', '"mit"'), "say llama3"),
@@ -282,10 +290,10 @@ def test_an_agreement_in_the_folder_binds_whatever_the_base_is_called(tmp_path):
 def test_a_dry_run_says_what_would_be_sent_and_where(tmp_path):
     folder = model_folder(tmp_path, FULL)
     (folder / "optimizer.pt").write_bytes(b"x")
-    (folder / ".env").write_text("HF_TOKEN=secret")
+    (folder / ".env").write_text("HF_TOKEN=secret", encoding="utf-8")
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "model.safetensors").write_bytes(b"x")
-    (folder / "checkpoint-10" / "config.json").write_text("{}")
+    (folder / "checkpoint-10" / "config.json").write_text("{}", encoding="utf-8")
     plan = publishing.upload(folder)
     assert not plan.sent
     assert set(plan.files) == {

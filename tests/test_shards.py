@@ -36,9 +36,9 @@ def test_the_library_reads_what_was_streamed(tmp_path, max_bytes, pieces):
         assert files == ["model.safetensors"]
     else:
         assert files[0] == "model-00001-of-00003.safetensors" and len(files) == 3
-        assert json.loads((tmp_path / shards.INDEX).read_text())["metadata"] == {
-            "total_size": total
-        }
+        assert json.loads((tmp_path / shards.INDEX).read_text(encoding="utf-8"))[
+            "metadata"
+        ] == {"total_size": total}
     reader = shards.Reader(tmp_path)
     assert sorted(reader) == sorted(want)
     assert all(torch.equal(reader.read(name), want[name]) for name in want)
@@ -79,32 +79,32 @@ def test_missing_and_differing_files_are_named(tmp_path):
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
     with folders.written_whole(tmp_path / "new") as partial:
-        (partial / "x").write_text("1")
+        (partial / "x").write_text("1", encoding="utf-8")
         assert not (tmp_path / "new").exists()
-    assert (tmp_path / "new" / "x").read_text() == "1"
+    assert (tmp_path / "new" / "x").read_text(encoding="utf-8") == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_the_old_one_as_it_was(tmp_path, error):
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "x").write_text("old")
+    (tmp_path / "old" / "x").write_text("old", encoding="utf-8")
     with (
         pytest.raises(error),
         folders.written_whole(tmp_path / "old", replace=True) as partial,
     ):
-        (partial / "x").write_text("half")
+        (partial / "x").write_text("half", encoding="utf-8")
         raise error
-    assert (tmp_path / "old" / "x").read_text() == "old"
+    assert (tmp_path / "old" / "x").read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_replacing_is_asked_for(tmp_path):
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "x").write_text("old")
+    (tmp_path / "old" / "x").write_text("old", encoding="utf-8")
     with pytest.raises(FileExistsError), folders.written_whole(tmp_path / "old"):
         pass
     with folders.written_whole(tmp_path / "old", replace=True) as partial:
-        (partial / "y").write_text("new")
+        (partial / "y").write_text("new", encoding="utf-8")
     assert [path.name for path in (tmp_path / "old").iterdir()] == ["y"]
     assert [path.name for path in tmp_path.iterdir()] == ["old"]

@@ -55,6 +55,7 @@ def test_a_fresh_kernel_gets_threads_and_sleeping_waits():
         check=True,
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     assert done.stdout.split() == ["1", "PASSIVE"]
 

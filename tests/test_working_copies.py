@@ -62,7 +62,7 @@ def test_a_copy_without_answers_follows_the_course(root):
 def test_without_a_record_every_copy_counts_as_answered(root, record):
     working_copies.prepare(root)
     file = root / "work" / working_copies.ORIGINS
-    file.unlink() if record is None else file.write_text(record)
+    file.unlink() if record is None else file.write_text(record, encoding="utf-8")
     mine = answer(root / "work" / "00_first.ipynb")
     working_copies.prepare(root)
     assert (root / "work" / "00_first.ipynb").read_bytes() == mine

@@ -39,18 +39,21 @@ def clone(tmp_path):
     """A tiny course with a build that needs no download."""
     root = tmp_path / "clone"
     (root / "course_utils").mkdir(parents=True)
-    (root / "course_utils" / "__init__.py").write_text("ANSWER = 42\n")
-    (root / "constraints.txt").write_text("")
+    (root / "course_utils" / "__init__.py").write_text(
+        "ANSWER = 42\n", encoding="utf-8"
+    )
+    (root / "constraints.txt").write_text("", encoding="utf-8")
     (root / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["setuptools"]\n'
         'build-backend = "setuptools.build_meta"\n'
         '[project]\nname = "orpo-course"\nversion = "1"\n'
-        "[tool.setuptools]\npackages = ['course_utils']\n"
+        "[tool.setuptools]\npackages = ['course_utils']\n",
+        encoding="utf-8",
     )
     git = ["git", "-C", str(root)]
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "add", "."], check=True)
-    (root / "not_tracked.txt").write_text("x")
+    (root / "not_tracked.txt").write_text("x", encoding="utf-8")
     return root
 
 
@@ -64,14 +67,20 @@ def test_a_bundle_installs_without_a_network(clone, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     install = [sys.executable, "install.py"]
-    done = subprocess.run(install, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        install, cwd=folder, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     python = folder / "course" / ".venv" / "bin" / "python"
     if sys.platform == "win32":
         python = folder / "course" / ".venv" / "Scripts" / "python.exe"
     ask = "import course_utils; print(course_utils.ANSWER)"
     answer = subprocess.run(
-        [python, "-c", ask], cwd=tmp_path, capture_output=True, text=True
+        [python, "-c", ask],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert answer.stdout == "42\n", answer.stderr
 
@@ -84,15 +93,17 @@ def test_a_bundle_for_another_python_says_so(clone, tmp_path):
     now = str(sys.version_info[:2])
     assert now in text
     script.write_text(text.replace(now, "(3, 1)"), encoding="utf-8")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 1 and "are for Python 3.1" in done.stderr
 
 
 @pytest.mark.parametrize("where", ["clone", "clone/inside", "full"])
 def test_a_bundle_never_goes_where_something_is(clone, tmp_path, where):
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("years")
+    (tmp_path / "full" / "thesis.txt").write_text("years", encoding="utf-8")
     with pytest.raises((ValueError, FileExistsError)):
         bundle.make(clone, tmp_path / where, "", OFFLINE)
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "years"
+    assert (tmp_path / "full" / "thesis.txt").read_text(encoding="utf-8") == "years"
     assert (clone / "pyproject.toml").exists()

@@ -1,8 +1,4 @@
-"""Which loss term sees which token of a pair, to read and to look at.
-
-Knows: the two terms of TRL's ORPO loss and the labels of a pair.
-Does not know: log-probs, models.
-"""
+"""Which loss term sees which token of a pair, to read and to look at."""
 
 import html
 from dataclasses import dataclass
@@ -28,7 +24,7 @@ _STYLE = {
 }
 
 
-def loss_view(tokenizer, pair, max_length):
+def loss_view(tokenizer, pair: dict, max_length: int) -> dict[str, list]:
     """Which term of TRL's ORPO loss sees each token of a pair.
 
     Arguments as tokenize_pair.
@@ -50,7 +46,7 @@ def loss_view(tokenizer, pair, max_length):
     return view
 
 
-def show_loss_view(tokenizer, pair, max_length):
+def show_loss_view(tokenizer, pair: dict, max_length: int) -> "LossView":
     """loss_view as an object that Jupyter draws and print writes; same arguments."""
     return LossView(loss_view(tokenizer, pair, max_length))
 
@@ -61,7 +57,7 @@ class LossView:
 
     rows: dict
 
-    def counts(self):
+    def counts(self) -> dict[tuple[str, str], int]:
         """{(side, region): number of tokens}."""
         return {
             (side, region): sum(r == region for _, r in tokens)

@@ -116,7 +116,7 @@ def write_checkpoint(folder, shapes, dtype, make, max_bytes=5_000_000_000):
             },
         }
         text = json.dumps(index, indent=1) + "\n"
-        (Path(folder) / INDEX).write_text(text, encoding="utf-8")
+        (Path(folder) / INDEX).write_text(text, encoding="utf-8", newline="\n")
     return total
 
 

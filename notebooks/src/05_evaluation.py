@@ -441,7 +441,8 @@ else:
 # A task is a YAML file and rows. Here is one that asks about the small world.
 
 # %%
-print((folder / "lab_choice.yaml").read_text().replace(str(folder), "outputs/05/tasks"))
+text = (folder / "lab_choice.yaml").read_text("utf-8")
+print(text.replace(str(folder), "outputs/05/tasks"))
 print(f"an item: {items[1]['question']}")
 for flaw, choice in zip(items[1]["flaws"], items[1]["choices"], strict=True):
     print(f"  flaw {flaw:8} {choice}")

@@ -442,9 +442,9 @@ else:
 free()
 
 # %%
-settings = json.loads((ROWLESS / "adapter_config.json").read_text())
+settings = json.loads((ROWLESS / "adapter_config.json").read_text("utf-8"))
 settings["trainable_token_indices"] = None  # as if they had never been trained
-(ROWLESS / "adapter_config.json").write_text(json.dumps(settings))
+(ROWLESS / "adapter_config.json").write_text(json.dumps(settings), "utf-8")
 rowless = PeftModel.from_pretrained(load_nf4(), ROWLESS)
 distances["adapter without token rows"] = gate.compare(observed, rowless)
 del rowless

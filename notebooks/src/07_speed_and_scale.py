@@ -762,7 +762,7 @@ for name, run in arms.items():
 from course_utils.training import options
 from course_utils.training.batches import share as share_of_a_step
 
-print(options.config_path("ddp").read_text())
+print(options.config_path("ddp").read_text("utf-8"))
 for processes in (1, 2, 4):
     print(f"{processes} processes, 32 pairs a step:", share_of_a_step(32, 8, processes))
 

@@ -59,7 +59,12 @@ def steps_per_second(setting: str, seconds: float) -> tuple[float, int]:
     choice = "chosen" if setting == "chosen by the course" else "as set"
     command = [sys.executable, "-c", STEP, str(seconds), choice]
     done = subprocess.run(
-        command, env=environment, check=True, capture_output=True, text=True
+        command,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     rate, threads = done.stdout.split()[-2:]
     return round(float(rate), 3), int(threads)

@@ -27,6 +27,8 @@ from pathlib import Path
 
 import psutil
 
+from course_utils.setup.printing import print_safely
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
@@ -156,6 +158,7 @@ def allocator_variable(cap, total):
             env={**os.environ, **setting},
             capture_output=True,
             text=True,
+            encoding="utf-8",
         )
         if done.stdout.strip() == "capped":
             return name
@@ -256,6 +259,7 @@ def measure_driver(running):
             capture_output=True,
             text=True,
             timeout=10,
+            encoding="utf-8",
         ).stdout
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return
@@ -426,4 +430,5 @@ def run_and_record(parser, options):
 
 
 if __name__ == "__main__":
+    print_safely()
     sys.exit(main())

@@ -19,6 +19,7 @@ from course_utils import recorded
 from course_utils.evaluation import estimate
 from course_utils.evaluation.benchmarks import harness, lab, nous
 from course_utils.setup import profiles
+from course_utils.setup.printing import print_safely
 
 
 def main(arguments=None):
@@ -247,9 +248,10 @@ def _write(path, record):
     head = json.dumps(record, indent=1, ensure_ascii=False).removesuffix("\n}")
     text = f'{head},\n "items": {{\n' + ",\n".join(lines) + "\n }\n}\n"
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", newline="\n")
     partial.replace(path)
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -75,7 +75,9 @@ def write_tasks(folder, items):
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) for row in items]
-    (folder / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "items.jsonl").write_text(
+        "\n".join(lines) + "\n", encoding="utf-8", newline="\n"
+    )
     for frame, question in FRAMES.items():
         for kind, settings in (("choice", _choice()), ("write", _write(frame))):
             name = f"lab_{kind}{frame}"
@@ -83,7 +85,7 @@ def write_tasks(folder, items):
             text = yaml.safe_dump(task, sort_keys=False, allow_unicode=True)
             # YAML's own writer has no word for lm-eval's tag, which names a function.
             text = text.replace("process_results: ", "process_results: !function ")
-            (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+            (folder / f"{name}.yaml").write_text(text, encoding="utf-8", newline="\n")
     return folder
 
 

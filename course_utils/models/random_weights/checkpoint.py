@@ -119,7 +119,7 @@ def write(folder, shape="llama3-8b", seed=0):
                 partial, shapes, DTYPE, draws.of, SHARD_BYTES
             )
         text = _card(shape, config, parameters)
-        (partial / "README.md").write_text(text, encoding="utf-8")
+        (partial / "README.md").write_text(text, encoding="utf-8", newline="\n")
         files = len(list(partial.glob("*.safetensors")))
         AutoConfig.from_pretrained(partial)  # a folder that cannot be read is no twin
     return {

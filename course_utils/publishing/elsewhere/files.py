@@ -52,5 +52,5 @@ def write(folder, files):
         )
     with folders.written_whole(folder, replace=True) as partial:
         for name, text in files.items():
-            (partial / name).write_text(text, encoding="utf-8")
+            (partial / name).write_text(text, encoding="utf-8", newline="\n")
     return folder / next(iter(files))

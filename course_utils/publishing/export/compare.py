@@ -29,6 +29,7 @@ from course_utils.publishing.gate.behaviour import (
     logits_along,
 )
 from course_utils.setup import places
+from course_utils.setup.printing import print_safely
 
 RECORD = places.PACKAGE / "recorded" / "gguf.json"
 PROMPTS = 140
@@ -122,8 +123,9 @@ def main(arguments=None):
         run = recorded.describe_run(command, start)
         run["versions"] |= recorded.versions(("gguf", "llama_cpp_python"))
         text = json.dumps({**run, "files": files}, indent=1, ensure_ascii=False)
-        RECORD.write_text(text + "\n", encoding="utf-8")
+        RECORD.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -72,7 +72,7 @@ def write_record(folder, checks, measured, run):
     }
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     partial = Path(folder) / f".{GATE_FILE}.partial"
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", newline="\n")
     partial.replace(Path(folder) / GATE_FILE)
     return record
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from course_utils.publishing.merging.streamed import merge
+from course_utils.setup.printing import print_safely
 
 
 def main(arguments=None):
@@ -36,4 +37,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    print_safely()
     sys.exit(main())

@@ -26,6 +26,7 @@ from course_utils import chat, models, recorded
 from course_utils.models import random_weights, shards
 from course_utils.publishing.merging.streamed import read_adapter
 from course_utils.setup import places
+from course_utils.setup.printing import print_safely
 
 GIB = 2**30
 RECORD = places.PACKAGE / "recorded" / "merge_at_8b.json"
@@ -90,7 +91,11 @@ def measured(command):
     )
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", script, *command], capture_output=True, text=True
+        [sys.executable, "-c", script, *command],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     code, peak, seconds = json.loads(done.stdout.splitlines()[-1])
     if code:
@@ -193,7 +198,11 @@ def main(arguments=None):
         found["whole"] = measured([sys.executable, "-c", BY_PEFT, *folders])
     print(json.dumps(found, indent=1))
     if options.record:
-        kept = json.loads(RECORD.read_text()) if RECORD.is_file() else {"merges": {}}
+        kept = (
+            json.loads(RECORD.read_text(encoding="utf-8"))
+            if RECORD.is_file()
+            else {"merges": {}}
+        )
         whole = " --whole" * options.whole
         run = recorded.describe_run(
             "python -m course_utils.publishing.merging.rehearsal SCRATCH "
@@ -201,8 +210,11 @@ def main(arguments=None):
             start,
         )
         kept["merges"][options.shape] = {**run, **found}
-        RECORD.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        RECORD.write_text(
+            json.dumps(kept, indent=1) + "\n", encoding="utf-8", newline="\n"
+        )
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

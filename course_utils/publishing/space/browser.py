@@ -23,6 +23,7 @@ from pathlib import Path
 from course_utils import recorded
 from course_utils.data import world
 from course_utils.setup import places
+from course_utils.setup.printing import print_safely
 
 RECORDED = places.PACKAGE / "recorded"
 QUESTIONS = 7  # one of each source
@@ -136,9 +137,12 @@ def main(arguments=None):
         run = recorded.describe_run(f"{command} --record", start)
         run["versions"] |= recorded.versions(("gradio", "playwright"))
         text = json.dumps({**run, "visits": rows}, indent=1, ensure_ascii=False)
-        (RECORDED / "space.json").write_text(text + "\n", encoding="utf-8")
+        (RECORDED / "space.json").write_text(
+            text + "\n", encoding="utf-8", newline="\n"
+        )
         (RECORDED / "space.png").write_bytes(small_png(picture))
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -43,9 +43,11 @@ def write(folder, model, base_model, license, examples):
     with folders.written_whole(folder, replace=True) as partial:
         shutil.copyfile(APP, partial / "app.py")
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
-        (partial / "space.json").write_text(text, encoding="utf-8")
+        (partial / "space.json").write_text(text, encoding="utf-8", newline="\n")
         pins = [f"{n}=={version(n).partition('+')[0]}" for n in NEEDED]
-        (partial / "requirements.txt").write_text("\n".join(pins) + "\n")
+        (partial / "requirements.txt").write_text(
+            "\n".join(pins) + "\n", encoding="utf-8", newline="\n"
+        )
         _card(settings, license).save(partial / "README.md")
     return sorted(path.name for path in Path(folder).iterdir())
 
