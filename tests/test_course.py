@@ -6,9 +6,11 @@ import re
 import signal
 import subprocess
 import sys
+import types
 from copy import deepcopy
 from pathlib import Path
 
+import psutil
 import pytest
 from nbformat.v4 import new_output
 
@@ -471,12 +473,21 @@ def test_an_error_ends_the_other_notebooks(built, monkeypatch):
         commands.run_course(built, jobs=2)
 
 
-def test_the_jobs_follow_profile_cores_and_memory(monkeypatch):
-    monkeypatch.setenv("COURSE_PROFILE", "l4")
-    assert commands.default_jobs()[0] == 1
-    monkeypatch.setenv("COURSE_PROFILE", "cpu")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1000")
-    jobs, reason = commands.default_jobs()
-    assert jobs < 1000 and "memory" in reason
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert commands.default_jobs() == (1, "OMP_NUM_THREADS says so")
+@pytest.mark.parametrize(
+    ("profile", "threads", "free_gib", "jobs", "why"),
+    [
+        ("l4", "8", 64, 1, "share one GPU"),
+        ("cpu", "8", 64, 8, "OMP_NUM_THREADS says so"),
+        ("cpu", "8", 10, 3, "memory has room for no more"),
+        ("cpu", "8", 1, 1, "memory has room for no more"),
+    ],
+)
+def test_the_jobs_follow_profile_cores_and_memory(
+    monkeypatch, profile, threads, free_gib, jobs, why
+):
+    monkeypatch.setenv("COURSE_PROFILE", profile)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    memory = types.SimpleNamespace(available=free_gib * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    found, reason = commands.default_jobs()
+    assert found == jobs and why in reason
