@@ -6,7 +6,7 @@ import sys
 from course_utils.publishing.export.gguf_file import TYPES, to_gguf
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Returns: the process's exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m course_utils.publishing.export",

@@ -9,7 +9,7 @@ import sys
 from course_utils.publishing.gate.release import behave_from_folder
 
 
-def main():
+def main() -> None:
     behave_from_folder(sys.argv[1], sys.argv[2], **json.load(sys.stdin))
 
 
