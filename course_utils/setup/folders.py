@@ -77,6 +77,22 @@ def written_file(
     mark: bytes that each file of this writer holds near its beginning; a file without
     them is somebody else's. The rest is as for `written_whole`.
     """
+    require_own_file(target, mark, inputs)
+    target = _resolved(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    require_space(target.parent, needs_bytes)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}-", dir=target.parent
+    ) as folder:
+        partial = Path(folder) / target.name
+        yield partial
+        partial.replace(target)
+
+
+def require_own_file(
+    target: AnyPath, mark: bytes, inputs: Iterable[AnyPath] = ()
+) -> None:
+    """Raise as `written_file`, which looks no sooner than when all is computed."""
     target = _resolved(target)
     require_apart(target, inputs)
     if target.is_dir():
@@ -88,14 +104,6 @@ def written_file(
             f"{target} is there already, and this command did not write it. Name "
             "another file, or remove this one."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    require_space(target.parent, needs_bytes)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{target.name}-", dir=target.parent
-    ) as folder:
-        partial = Path(folder) / target.name
-        yield partial
-        partial.replace(target)
 
 
 def _has_mark(file: Path, mark: bytes) -> bool:
