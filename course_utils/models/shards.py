@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from huggingface_hub.serialization import split_state_dict_into_shards_factory
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from course_utils.setup import folders
@@ -28,6 +28,16 @@ _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 class IncompleteCheckpoint(FileNotFoundError, ValueError):
     """A folder that lacks files of its checkpoint, or whose files contradict it."""
+
+
+def plan(shapes: Shapes, dtype: torch.dtype, max_bytes: int) -> StateDictSplit:
+    """Which tensor goes into which file, named as transformers names them."""
+    return split_state_dict_into_shards_factory(
+        shapes,
+        get_storage_size=lambda shape: prod(shape) * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_bytes,
+    )
 
 
 class ShardWriter:
@@ -90,12 +100,7 @@ def write_checkpoint(
     max_bytes: of a file; a larger tensor gets a file of its own.
     Returns: the bytes of all tensors.
     """
-    split = split_state_dict_into_shards_factory(
-        shapes,
-        get_storage_size=lambda shape: prod(shape) * dtype.itemsize,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_bytes,
-    )
+    split = plan(shapes, dtype, max_bytes)
     with ExitStack() as stack:
         writers = {
             file: stack.enter_context(

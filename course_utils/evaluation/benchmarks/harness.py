@@ -31,8 +31,8 @@ class TaskResult:
 
     metrics: {metric: (N,) float64}. documents: the task's rows, one dict per item.
     requests: per item its (context, continuation) strings; for written answers one
-    (context, settings). answers: per item the (K,) log-likelihoods of the K continuations in
-    nats, or the text that the model wrote.
+    (context, settings). answers: per item the (K,) log-likelihoods of the K
+    continuations in nats, or the text that the model wrote.
     """
 
     metrics: dict[str, np.ndarray]
