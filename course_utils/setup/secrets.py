@@ -59,8 +59,9 @@ def _in_text(text: str) -> list[tuple[str, str]]:
 
 def in_bytes(data: bytes) -> list[str]:
     """The kinds of key in a file's bytes, whether they are UTF-8 or UTF-16."""
-    text = data.replace(b"\0", b"").decode("utf-8", errors="replace")
-    return list(dict.fromkeys(kind for kind, _ in find(text)))
+    readings = {data, data.replace(b"\0", b"")}
+    found = [find(each.decode("utf-8", errors="replace")) for each in readings]
+    return sorted({kind for each in found for kind, _ in each})
 
 
 def redacted(text: str) -> str:
