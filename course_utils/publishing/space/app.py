@@ -36,11 +36,13 @@ def load(name: str) -> tuple:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    safe = {"trust_remote_code": False}  # and no question at the keyboard
-    model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **safe)
+    # Left open, transformers would ask at the keyboard whether to run a model's code.
+    model = AutoModelForCausalLM.from_pretrained(
+        name, use_safetensors=True, trust_remote_code=False
+    ).eval()
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return model.eval(), AutoTokenizer.from_pretrained(name, **safe)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def answer(
