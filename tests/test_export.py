@@ -291,6 +291,14 @@ def test_an_index_that_names_absent_files(copy, tmp_path):
     refused(copy, tmp_path, "names files outside its own folder")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_that_is_missing_or_broken(copy, tmp_path, name):
+    (copy / name).write_text('{"cut')
+    refused(copy, tmp_path, f"{name} is not valid JSON|tokenizer in .* is broken")
+    (copy / name).unlink()
+    refused(copy, tmp_path, f"holds no {name}")
+
+
 def test_a_cut_file(copy, tmp_path):
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])

@@ -324,6 +324,18 @@ def test_another_base_of_the_same_shape(
         merging.merge(base, spoiled, tmp_path / "out", tokenizer)
 
 
+def test_the_base_that_peft_noted_counts_as_well(
+    base, other_base, tokenizer, tmp_path, capsys
+):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    words = "trained on another base"
+    refused(other_base, tmp_path / "adapter", tokenizer, tmp_path, ValueError, words)
+    merging.merge(base, tmp_path / "adapter", tmp_path / "out", tokenizer)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_fingerprint_is_of_the_weights_and_not_of_the_files(base, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base)
     whole = tmp_path / "one file"

@@ -67,10 +67,15 @@ def record_base(adapter: str | Path, base: str | Path | torch.nn.Module) -> None
 def require_same_base(adapter: str | Path, base: str | Path) -> str:
     """Raise ValueError if an adapter's folder names another base than this one.
 
-    Returns: "" or, if the folder names none, one line that says so.
+    Without a fingerprint the folder counts that PEFT noted as the base's, if it is
+    still there. Returns: "" or, if nothing names the base, one line that says so.
     """
     file = Path(adapter) / FILE
     if not file.is_file():
+        noted = _noted_by_peft(Path(adapter))
+        if noted is not None:
+            _require_equal(base_fingerprint(noted), adapter, base)
+            return ""
         return (
             f"{Path(adapter).name} holds no {FILE}, so only shapes can say whether it "
             "belongs to this base; models.record_base writes one after training."
@@ -79,9 +84,21 @@ def require_same_base(adapter: str | Path, base: str | Path) -> str:
         expected = json.loads(file.read_text(encoding="utf-8"))["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} cannot be read: {error!r}. Train again.") from error
+    _require_equal(expected, adapter, base)
+    return ""
+
+
+def _noted_by_peft(adapter: Path) -> Path | None:
+    text = (adapter / "adapter_config.json").read_text(encoding="utf-8")
+    noted = json.loads(text).get("base_model_name_or_path")
+    names = (shards.SINGLE, shards.INDEX)
+    there = noted and any((Path(noted) / name).is_file() for name in names)
+    return Path(noted) if there else None
+
+
+def _require_equal(expected: str, adapter: str | Path, base: str | Path) -> None:
     if expected != base_fingerprint(base):
         raise ValueError(
             f"The adapter in {adapter} was trained on another base than {base}: the "
             "shapes agree, and the weights do not. Name the base of its training."
         )
-    return ""

@@ -101,13 +101,24 @@ def require_no_code(source: str | Path) -> None:
 def load_config(source: str | Path) -> PreTrainedConfig:
     """The configuration of a folder or hub id. Raises: as `load_tokenizer`."""
     require_no_code(source)
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise shards.IncompleteCheckpoint(f"{source} holds no config.json.")
     return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id. Raises: as `require_no_code`; OSError."""
+    """The tokenizer of a folder or hub id.
+
+    Raises: as `require_no_code`; OSError if there is none; ValueError if it is broken.
+    """
     require_no_code(source)
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        # tokenizers raises no class of its own.
+        if type(error) not in (Exception, json.JSONDecodeError):
+            raise
+        raise ValueError(f"The tokenizer in {source} is broken: {error}.") from error
 
 
 def load_model(source: str | Path, **settings: Any) -> PreTrainedModel:

@@ -59,6 +59,8 @@ def to_gguf(folder: str | Path, path: str | Path, dtype: str = "float16") -> int
     reader = shards.Reader(folder)
     shapes = _complete_shapes(reader, config, folder)
     names = _gguf_names(shapes, config.num_hidden_layers)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} holds no tokenizer.json, which the file needs.")
     tokenizer = models.load_tokenizer(folder)
     _require_chat(tokenizer, folder)
     size = sum(prod(s) for s in shapes.values()) * _bytes(TYPES[dtype][0])
@@ -121,8 +123,6 @@ def _complete_shapes(
 
 
 def _require_chat(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ValueError(f"{folder} has no fast tokenizer (tokenizer.json).")
     for what, value in (
         ("end of turn (eos_token)", tokenizer.eos_token_id),
         ("chat template", tokenizer.chat_template),
