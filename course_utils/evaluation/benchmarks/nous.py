@@ -75,7 +75,7 @@ _BIGBENCH = (
     "temporal_sequences",
 )
 _OBJECTS = {"three": 3, "five": 5, "seven": 7}
-_TODAY = {"causal_judgement": "causal_judgment"}  # spelled otherwise now
+_TODAY = {"causal_judgement": "causal_judgment"}  # the spelling changed
 
 
 def _bigbench(name):
