@@ -4,6 +4,7 @@
 PYTHON ?= python3
 EXTRAS ?= tests
 NAMES ?=
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 ifeq ($(OS),Windows_NT)
 VENV_PYTHON := .venv/Scripts/python.exe
@@ -13,13 +14,14 @@ endif
 INSTALLED := .venv/.installed
 COURSE := $(VENV_PYTHON) -m course_utils.course
 
-.PHONY: help course test lab notebooks pins
+.PHONY: help course test lab notebooks pins cpu
 
 help:
 	@echo "make course      run the notebooks on this machine, write pages to build/html"
 	@echo "make test        run the tests and the notebooks"
-	@echo "make lab         open JupyterLab on the notebooks"
+	@echo "make lab         open JupyterLab on copies of your own, in work/"
 	@echo "make notebooks   rebuild the notebooks from notebooks/src (NAMES=\"01 04\")"
+	@echo "make cpu         install without CUDA (a third of the size), then use the others"
 	@echo "make pins        renew constraints.txt from pyproject.toml"
 	@echo "PYTHON=python3.12 make …   chooses the interpreter (3.11, 3.12 or 3.13)"
 
@@ -34,6 +36,13 @@ lab: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	@$(COURSE) notebooks $(NAMES)
+
+# Linux's default torch brings CUDA: 6 GB instead of 2.
+cpu:
+	@test -x $(VENV_PYTHON) || $(PYTHON) -m venv .venv
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt \
+	    --index-url $(CPU_INDEX) torch
+	@$(MAKE) --no-print-directory $(INSTALLED)
 
 # uv keeps the versions that constraints.txt has; delete a line to have it renewed.
 pins: $(INSTALLED)

@@ -13,7 +13,9 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path, capsys):
     arms = ["--arms", "stock", "fast", "lean"]
     few = ["--warmup", "1", "--steps", "1", "--pairs", "8"]
     record = bench_orpo.main(["--shape", "tiny", *few, *arms, "--json", str(file)])
-    assert json.loads(file.read_text()) == json.loads(json.dumps(record))
+    assert json.loads(file.read_text(encoding="utf-8")) == json.loads(
+        json.dumps(record)
+    )
     assert record["command"].startswith(
         "python tests/benchmarks/bench_orpo.py --shape tiny"
     )
@@ -108,9 +110,9 @@ def test_lengths_fit_and_keep_their_medians():
 
 def test_lengths_from_a_file(tmp_path):
     file = tmp_path / "lengths.json"
-    file.write_text("[[3, 4, 5], [6, 7, 8]]")
+    file.write_text("[[3, 4, 5], [6, 7, 8]]", encoding="utf-8")
     assert bench_parts.read_lengths(file) == [(3, 4, 5), (6, 7, 8)]
-    file.write_text("[[3, 4]]")
+    file.write_text("[[3, 4]]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"lengths.json must hold a list of"):
         bench_parts.read_lengths(file)
 

@@ -10,7 +10,9 @@ def test_all_adapters_are_worth_the_same_in_float32(tmp_path, capsys):
     file = tmp_path / "tiny.json"
     few = ["--shape", "tiny", "--pairs", "8", "--steps", "2"]
     record = bench_precision.main([*few, "--json", str(file)])
-    assert json.loads(file.read_text()) == json.loads(json.dumps(record))
+    assert json.loads(file.read_text(encoding="utf-8")) == json.loads(
+        json.dumps(record)
+    )
     assert record["command"].startswith("python tests/benchmarks/bench_precision.py")
     reference = record["judged"][bench_precision.REFERENCE]
     assert reference < record["before"] - 1e-4  # something was learned

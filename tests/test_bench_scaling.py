@@ -8,7 +8,7 @@ import pytest
 
 
 def bench(folder):
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     options = bench_scaling.parse(
         [str(folder), "--rehearse", "--out", str(folder / "out.json")]
     )
@@ -35,7 +35,7 @@ def test_a_failed_part_is_recorded_and_the_next_one_runs(tmp_path, capsys):
         raise bench_scaling.Failed("no GPU")
     with made.part("second"):
         made.record["parts"]["second"] = {"scaling": 1.5}
-    written = json.loads((tmp_path / "out.json").read_text())
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert written["parts"] == {
         "first": {"error": "no GPU"},
         "second": {"scaling": 1.5},
@@ -69,7 +69,7 @@ def test_a_job_that_takes_too_long_is_ended_with_what_it_said(tmp_path):
 
 
 def test_a_rehearsal_never_writes_the_record(tmp_path, capsys):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     for arguments, message in (
         ([str(tmp_path), "--rehearse"], "a rehearsal is no result"),
         (
@@ -87,8 +87,11 @@ def test_adding_keeps_what_is_done_and_runs_what_failed(tmp_path, monkeypatch):
     done = {"one GPU": {}, "one GPU, 16 bit": {"losses": [1.0]}, "two GPUs, DDP": {}}
     failed = {"two GPUs, FSDP2, 16 bit": {"error": "out of time"}}
     killed = {"one process of two killed": {}, "resumed": {}}
-    out.write_text(json.dumps({"fast_config": [], "parts": done | failed | killed}))
-    (tmp_path / "config.json").write_text("{}")
+    out.write_text(
+        json.dumps({"fast_config": [], "parts": done | failed | killed}),
+        encoding="utf-8",
+    )
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     arguments = [str(tmp_path), "--rehearse", "--add", "--out", str(out)]
     made = bench_scaling.Bench(bench_scaling.parse(arguments), arguments)
     made.folder, made.head, made.pairs = tmp_path, lambda: {}, tmp_path / "pairs"
@@ -98,6 +101,6 @@ def test_adding_keeps_what_is_done_and_runs_what_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(made, "loaded", lambda step: {"losses": [1.0]})
     made.run_parts()
     assert started == ["two-gpus-fsdp"]
-    parts = json.loads(out.read_text())["parts"]
+    parts = json.loads(out.read_text(encoding="utf-8"))["parts"]
     assert parts["two GPUs, FSDP2, 16 bit"]["compared"] == "one GPU, 16 bit"
     assert parts["FSDP2's checkpoint on one GPU"] == {"losses": [1.0]}

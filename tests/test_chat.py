@@ -1,5 +1,7 @@
 import random
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -388,6 +390,29 @@ BAD = {
     "prompt: has an empty user message": make_pair(question=""),
     "rejected: has content of type NoneType": {**GOOD, "rejected": [assistant(None)]},
     "prompt: has content of type int": make_pair(question=47),
+    "row: is NoneType instead of a dict": None,
+    "row: is list instead of a dict": [GOOD],
+    "row: is str instead of a dict": "prompt",
+    "row: is float instead of a dict": float("nan"),
+    "chosen: is int instead of a list of messages": {**GOOD, "chosen": 5},
+    "chosen: is dict instead of a list of messages": {**GOOD, "chosen": user("Hi")},
+    "prompt: is NAType instead of a list of messages": {**GOOD, "prompt": pd.NA},
+    "rejected: is bytes instead of a list of messages": {**GOOD, "rejected": b"No."},
+    "prompt: holds NoneType instead of messages": {**GOOD, "prompt": [None]},
+    "chosen: holds str instead of messages": {**GOOD, "chosen": np.array(["Hi"])},
+    "prompt: has unknown role None": {**GOOD, "prompt": [{"content": "Hi"}]},
+    "prompt: has unknown role ['user']": {
+        **GOOD,
+        "prompt": [{"role": ["user"], "content": "Hi"}],
+    },
+    "rejected: has content of type float": make_pair(rejected=float("nan")),
+    "rejected: has content of type list": make_pair(
+        rejected=[{"type": "text", "text": "Hi"}]
+    ),
+    "prompt: has half of a surrogate pair in its user text": make_pair("\ud83d Hi"),
+    "chosen: has half of a surrogate pair in its assistant text": make_pair(
+        chosen="Hi \udc00"
+    ),
     "prompt: has unknown role 'human'": {
         **GOOD,
         "prompt": [{"role": "human", "content": "Hi"}],
@@ -434,8 +459,65 @@ def test_dropping_counts_the_reasons(tokenizer):
     assert counts == dict.fromkeys(BAD, 2) | {"chosen: loses its end token (kept)": 1}
 
 
+@pytest.mark.promise(
+    "a pair that is a number, a null, half a character or no dict at all",
+    "dropped by reason with the row's number, or an error that names the row",
+)
+def test_dropping_remembers_the_rows(tokenizer):
+    rows = [GOOD, None, {**GOOD, "chosen": 5}, GOOD, None]
+    kept, counts = chat.check_pairs(rows, tokenizer, MAX_LENGTH, on_problem="drop")
+    assert kept == [GOOD, GOOD]
+    assert counts.rows == {
+        "row: is NoneType instead of a dict": [1, 4],
+        "chosen: is int instead of a list of messages": [2],
+    }
+
+
+@pytest.mark.parametrize(
+    "field", [None, float("nan"), [], (), np.array([]), np.array([], dtype=object)]
+)
+def test_nothing_in_a_field_is_missing(tokenizer, field):
+    rows = [GOOD, {**GOOD, "rejected": field}]
+    _, counts = chat.check_pairs(rows, tokenizer, MAX_LENGTH, on_problem="drop")
+    assert counts == {"rejected: is missing or empty": 1}
+
+
+@pytest.mark.parametrize("make", [np.array, tuple, list])
+def test_messages_in_arrays_are_handed_on_in_lists(tokenizer, make, tmp_path):
+    """As pandas reads them from Parquet."""
+    pd.DataFrame([GOOD, GOOD]).to_parquet(tmp_path / "pairs.parquet")
+    rows = pd.read_parquet(tmp_path / "pairs.parquet").to_dict("records")
+    rows += [{name: make(messages) for name, messages in GOOD.items()}]
+    kept, counts = chat.check_pairs(rows, tokenizer, MAX_LENGTH)
+    assert kept == [GOOD] * 3 and not counts
+    assert Dataset.from_list(kept)[2] == GOOD
+
+
+@pytest.mark.parametrize(
+    "twin", ["it is 85.", " It  is\n85.", "It is 85.\u200b", "It is ８５."]
+)
+def test_answers_that_read_the_same_are_no_preference(tokenizer, twin):
+    rows = [make_pair(rejected=twin)]
+    _, counts = chat.check_pairs(rows, tokenizer, MAX_LENGTH, on_problem="drop")
+    assert counts == {"rejected: equals chosen": 1}
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff\u2060", "\u00a0\u3000"])
+def test_an_answer_that_cannot_be_seen_is_empty(tokenizer, text):
+    rows = [make_pair(chosen=text)]
+    _, counts = chat.check_pairs(rows, tokenizer, MAX_LENGTH, on_problem="drop")
+    assert counts == {"chosen: has an empty assistant message": 1}
+
+
+def test_a_row_that_the_tokenizer_joins_is_named():
+    tokenizer = tiny_tokenizer(gpt2_split=True)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match="row 0, row: cannot be tokenised.*alternate"):
+        chat.check_pairs([GOOD], tokenizer, MAX_LENGTH)
+
+
 def test_many_bad_pairs_give_a_short_error(tokenizer):
-    with pytest.raises(ValueError, match=r"and 15 more rows"):
+    with pytest.raises(ValueError, match="and 15 more rows"):
         chat.check_pairs([BAD["chosen: is a string"]] * 20, tokenizer, MAX_LENGTH)
 
 

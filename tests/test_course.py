@@ -1,12 +1,20 @@
 """The commands: what they run, what they reuse, and what they tell the reader."""
 
+import errno
+import os
+import re
+import signal
 import subprocess
 import sys
+import types
 from copy import deepcopy
+from pathlib import Path
 
+import psutil
 import pytest
 from nbformat.v4 import new_output
 
+from course_utils.chat.loss_view import _STYLE
 from course_utils.course import (
     commands,
     console,
@@ -58,7 +66,7 @@ def kernel(monkeypatch):
     """A kernel that needs no time: it notes what it runs, and breaks on `1 / 0`."""
     ran = []
 
-    def execute(notebook, folder, profile, progress=None):
+    def execute(notebook, folder, profile, progress=None, stop=None, settings=None):
         code = notebooks.code_sha256(notebook)
         ran.append((notebooks.heading(notebook)[:2], folder, profile))
         source = notebook.cells[1].source
@@ -143,6 +151,29 @@ def test_text_gets_the_form_that_jupytext_writes(built, kernel, capsys):
     assert text == notebooks.to_text(notebooks.from_text(text))
 
 
+@pytest.mark.promise("a notebook shows a token", "it is not written, status 1")
+@pytest.mark.parametrize("token", ["hf_" + "aB3" * 12, "ghp_" + "a" * 36])
+@pytest.mark.parametrize("place", ["source", "markdown"])
+def test_a_notebook_with_a_token_is_not_written(built, capsys, token, place):
+    target = built / "notebooks" / "00_first.ipynb"
+    before = target.read_bytes()
+    if place == "markdown":
+        edit(built, "# # 00", f"# {token}\n#\n# # 00")
+    else:
+        edit(built, 'print("Finding: first")', f'key = "{token}"')
+    assert commands.build_notebooks(built, ["00"]) == 1
+    assert target.read_bytes() == before
+    said = capsys.readouterr().out
+    assert "not written" in said and token not in said
+
+
+def test_a_notebook_that_prints_a_token_is_not_written(root, capsys):
+    edit(root, 'print("Finding: first")', 'print("hf_" + "aB3" * 12)')
+    assert commands.build_notebooks(root, ["00"]) == 1
+    assert not (root / "notebooks" / "00_first.ipynb").exists()
+    assert "what looks like a token in its output" in capsys.readouterr().out
+
+
 # --- make course --------------------------------------------------------------------
 
 
@@ -196,19 +227,123 @@ def test_a_broken_notebook_does_not_stop_the_others(built, kernel, capsys):
     assert [number for number, _, _ in kernel] == ["00"]
 
 
+@pytest.mark.promise("a kill leaves half a copy in build/", "it is made again")
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{\n "cells": [', b"[1]", b"\xff\xfe\x00", b'{"cells": 5}', b"null"],
+)
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_copy_that_cannot_be_read_is_made_again(built, kernel, content, fresh):
+    commands.run_course(built)
+    kernel.clear()
+    copy = built / "build" / "notebooks" / "00_first.ipynb"
+    copy.write_bytes(content)
+    assert commands.run_course(built, fresh=fresh) == 0
+    assert "00" in [number for number, _, _ in kernel]
+    assert notebooks.finding(notebooks.read(copy)) == "first"
+
+
+def test_a_copy_of_other_code_is_made_again(built, kernel):
+    commands.run_course(built)
+    kernel.clear()
+    copy = built / "build" / "notebooks" / "00_first.ipynb"
+    other = notebooks.read(copy)
+    other.cells[1].source = "print('somebody edited this')"
+    notebooks.write(other, copy)
+    assert commands.run_course(built) == 0
+    assert [number for number, _, _ in kernel] == ["00"]
+
+
+@pytest.mark.promise("one notebook cannot be read", "the others run, status 1")
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\x80", b'{"nbformat": 4}'])
+def test_an_unreadable_notebook_stops_no_other(built, kernel, capsys, content):
+    (built / "notebooks" / "00_first.ipynb").write_bytes(content)
+    assert commands.run_course(built) == 1
+    said = capsys.readouterr().out
+    assert "00_first.ipynb is not a notebook" in said
+    assert "01_second: done" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.promise("build/ cannot be written", "one sentence, no traceback")
+@pytest.mark.parametrize("blocked", ["build", "build/notebooks", "build/html"])
+def test_a_build_folder_that_cannot_be_written_is_said(built, kernel, blocked):
+    (built / blocked).parent.mkdir(parents=True, exist_ok=True)
+    (built / blocked).write_text(
+        "a file stands where the folder should be", encoding="utf-8"
+    )
+    with pytest.raises(SystemExit, match="writes its results to .*build, and cannot"):
+        commands.run_course(built)
+
+
+def test_a_full_disk_keeps_the_page_of_the_run_before(built, kernel, monkeypatch):
+    commands.run_course(built)
+    page = built / "build" / "html" / "00_first.html"
+    before = page.read_bytes()
+
+    def full(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SystemExit, match="No space left"):
+        commands.run_course(built, fresh=True)
+    assert page.read_bytes() == before
+    assert not list((built / "build").rglob("*.partial"))
+
+
+@pytest.mark.promise("Ctrl-C while a notebook runs", "status 130, no traceback")
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+@pytest.mark.parametrize("cell", ["time.sleep(60)", "while True: pass"])
+def test_ctrl_c_ends_the_kernel_and_nothing_else(built, cell, tmp_path):
+    child = f"""
+import os, signal, sys, threading, time
+from pathlib import Path
+from nbformat.v4 import new_code_cell, new_notebook
+from course_utils.course import execution
+
+def main():
+    started = Path({str(tmp_path)!r}) / "started"
+    code = f"open({{str(started)!r}}, 'w').close()\\nimport time\\n" + {cell!r}
+    def interrupt():
+        while not started.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        execution.execute(new_notebook(cells=[new_code_cell(code)]), ".", "cpu")
+    except KeyboardInterrupt:
+        import psutil
+        print("left:", len(psutil.Process().children(recursive=True)))
+        sys.exit(130)
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", child],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(places.PACKAGE.parent)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        encoding="utf-8",
+    )
+    assert (done.returncode, done.stdout) == (130, "left: 0\n"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_run_key_hangs_on_code_package_cards_and_settings(tmp_path, monkeypatch):
     package = tmp_path / "course_utils"
     package.mkdir()
-    (package / "world.py").write_text("1")
+    (package / "world.py").write_text("1", encoding="utf-8")
     (tmp_path / "data_cards").mkdir()
     card = tmp_path / "data_cards" / "prm.md"
-    card.write_text("1")
+    card.write_text("1", encoding="utf-8")
     notebook = notebooks.from_text(FIRST)
     keys = [commands.run_key(notebook, package, "cpu")]
     assert keys == [commands.run_key(notebook, package, "cpu")]
-    (package / "world.py").write_text("2")
+    (package / "world.py").write_text("2", encoding="utf-8")
     keys.append(commands.run_key(notebook, package, "cpu"))
-    card.write_text("2")
+    card.write_text("2", encoding="utf-8")
     keys.append(commands.run_key(notebook, package, "cpu"))
     monkeypatch.setenv("COURSE_DATA", "elsewhere")
     keys.append(commands.run_key(notebook, package, "cpu"))
@@ -238,6 +373,8 @@ def test_the_test_command_runs_notebooks_and_tests_on_the_cpu_profile(
     seen = {}
 
     def run(command, **options):
+        if "ruff" in command:
+            return subprocess.CompletedProcess(command, 0)
         seen.update(options, command=command)
         return subprocess.CompletedProcess(command, 3)
 
@@ -273,3 +410,84 @@ def test_outside_a_clone_the_commands_say_what_to_do(monkeypatch, tmp_path):
         commands.main(["run"])
     with pytest.raises(FileNotFoundError, match="data cards are missing"):
         places.data_cards()
+
+
+# --- how pages look -----------------------------------------------------------------
+
+
+def test_a_page_leads_to_its_neighbours_and_sections(built, kernel):
+    commands.run_course(built)
+    first = (built / "build" / "html" / "00_first.html").read_text(encoding="utf-8")
+    second = (built / "build" / "html" / "01_second.html").read_text(encoding="utf-8")
+    assert first.count('rel="next" href="01_second.html"') == 2
+    assert 'rel="prev"' not in first and 'rel="next"' not in second
+    assert second.count('rel="prev" href="00_first.html"') == 2
+    assert first.count('href="index.html"') == 2
+
+
+def test_contents_are_the_sections():
+    text = '<h2 id="A-b">A <em>b</em><a class="anchor-link" href="#A-b">¶</a></h2>'
+    assert '<a href="#A-b">A <em>b</em></a>' in pages._contents(text)
+
+
+def luminance(colour):
+    """Relative luminance of #rrggbb. Source: WCAG 2.2, relative luminance."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("style", _STYLE.values())
+def test_tokens_can_be_read_in_every_theme(style):
+    """Text and background are both set, so no theme's own colour comes between."""
+    text, background = re.fullmatch(
+        r"color:(#\w{6});background:(#\w{6});.*", style
+    ).groups()
+    lights = sorted((luminance(text), luminance(background)))
+    contrast = (lights[1] + 0.05) / (lights[0] + 0.05)
+    assert contrast >= 7  # WCAG's AAA
+
+
+# --- several notebooks at a time ----------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_notebooks_run_side_by_side_and_stay_in_order(built, kernel, capsys, jobs):
+    assert commands.run_course(built, jobs=jobs) == 0
+    said = capsys.readouterr().out
+    assert f"{jobs} at a time (as asked)" in said
+    assert said.index("build/html/00_first") < said.index("build/html/01_second")
+
+
+def test_an_error_ends_the_other_notebooks(built, monkeypatch):
+    def execute(notebook, folder, profile, progress=None, stop=None, settings=None):
+        if notebooks.heading(notebook).startswith("00"):
+            raise ZeroDivisionError("a fault of the course's own")
+        assert stop.wait(30), "nobody stopped it"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execution, "execute", execute)
+    with pytest.raises(ZeroDivisionError):
+        commands.run_course(built, jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("profile", "threads", "free_gib", "jobs", "why"),
+    [
+        ("l4", "8", 64, 1, "share one GPU"),
+        ("cpu", "8", 64, 8, "OMP_NUM_THREADS says so"),
+        ("cpu", "8", 10, 3, "memory has room for no more"),
+        ("cpu", "8", 1, 1, "memory has room for no more"),
+    ],
+)
+def test_the_jobs_follow_profile_cores_and_memory(
+    monkeypatch, profile, threads, free_gib, jobs, why
+):
+    monkeypatch.setenv("COURSE_PROFILE", profile)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    memory = types.SimpleNamespace(available=free_gib * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    found, reason = commands.default_jobs()
+    assert found == jobs and why in reason

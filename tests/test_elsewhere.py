@@ -185,7 +185,9 @@ def test_llama_3_s_own_ids_are_trained_by_default(tmp_path):
     special = {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token}
     assert content["special_tokens"] == special
     path = elsewhere.axolotl(PROFILES["cpu"], PAIRS, tmp_path / "lab", ids)
-    given = yaml.safe_load(path.read_text())["peft_trainable_token_indices"]
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))[
+        "peft_trainable_token_indices"
+    ]
     assert given == {"embed_tokens": ids, "lm_head": ids}
 
 
@@ -206,10 +208,12 @@ def test_axolotl_rows_have_no_prompt_and_a_system_column(tmp_path):
 
 def test_llama_factory_rows_and_their_entry_agree(tmp_path):
     path = elsewhere.llama_factory(PROFILES["cpu"], PAIRS, tmp_path / "run")
-    entries = json.loads((path.parent / "dataset_info.json").read_text())
+    entries = json.loads(
+        (path.parent / "dataset_info.json").read_text(encoding="utf-8")
+    )
     (name,) = entries
     entry = entries[name]
-    assert yaml.safe_load(path.read_text())["dataset"] == name
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["dataset"] == name
     rows = json.loads((path.parent / entry["file_name"]).read_text(encoding="utf-8"))
     assert entry["ranking"] is True and entry["formatting"] == "sharegpt"
     assert all(set(row) == set(entry["columns"].values()) for row in rows)
@@ -232,7 +236,9 @@ def test_a_mix_is_taken_by_its_training_pairs(tmp_path):
         from_mix = write(PROFILES["l4"], mix, tmp_path / "mix").parent
         from_list = write(PROFILES["l4"], PAIRS, tmp_path / "list").parent
         for path in from_mix.iterdir():
-            assert path.read_text() == (from_list / path.name).read_text()
+            assert path.read_text(encoding="utf-8") == (
+                from_list / path.name
+            ).read_text(encoding="utf-8")
         for folder in (from_mix, from_list):
             for path in folder.iterdir():
                 path.unlink()
@@ -402,7 +408,7 @@ def test_the_record_is_of_the_listed_versions_and_of_whole_runs(record):
     for tool, package in (("axolotl", "axolotl"), ("llama_factory", "llamafactory")):
         found = record[tool]
         versions = found["environment"]["versions"]
-        listed = (folder / f"{tool}.txt").read_text().splitlines()
+        listed = (folder / f"{tool}.txt").read_text(encoding="utf-8").splitlines()
         for name in (package, "transformers", "trl", "peft", "accelerate", "datasets"):
             assert f"{name}=={versions[name]}" in listed
         assert found["environment"]["other_version"] == {}

@@ -292,7 +292,7 @@ def test_the_command_refuses_a_limit_before_it_loads(limit, tmp_path, monkeypatc
 )
 def test_another_file_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "thesis.json").write_text('{"years": 4}')
+    (tmp_path / "thesis.json").write_text('{"years": 4}', encoding="utf-8")
     (tmp_path / "folder.json").mkdir()
     model = shutil.copytree(lab.BASE_MODEL, tmp_path / "model")
     for out, words in (
@@ -303,20 +303,24 @@ def test_another_file_is_not_replaced(tmp_path, monkeypatch):
     ):
         with pytest.raises(SystemExit, match=words):
             command.main(["lab", "--model", str(model), "--out", out])
-    assert (tmp_path / "thesis.json").read_text() == '{"years": 4}'
-    (tmp_path / "earlier.json").write_text('{"command": "' + command.__package__ + '"}')
+    assert (tmp_path / "thesis.json").read_text(encoding="utf-8") == '{"years": 4}'
+    (tmp_path / "earlier.json").write_text(
+        '{"command": "' + command.__package__ + '"}', encoding="utf-8"
+    )
     options = SimpleNamespace(out=tmp_path / "earlier.json", model=str(model))
     command._write(options, {"command": command.__package__, "items": {"a": [1]}})
-    assert json.loads((tmp_path / "earlier.json").read_text())["items"] == {"a": [1]}
+    assert json.loads((tmp_path / "earlier.json").read_text(encoding="utf-8"))[
+        "items"
+    ] == {"a": [1]}
 
 
 def test_the_lab_s_tasks_replace_only_themselves(tmp_path):
     for _ in range(2):
         lab_tasks.write_tasks(tmp_path / "tasks", ITEMS)
-    (tmp_path / "items.jsonl").write_text("years")
+    (tmp_path / "items.jsonl").write_text("years", encoding="utf-8")
     with pytest.raises(FileExistsError, match="holds items.jsonl, and this course"):
         lab_tasks.write_tasks(tmp_path, ITEMS)
-    assert (tmp_path / "items.jsonl").read_text() == "years"
+    assert (tmp_path / "items.jsonl").read_text(encoding="utf-8") == "years"
 
 
 def test_too_long_texts_are_counted_not_printed(base, folder, capfd, monkeypatch):
@@ -547,6 +551,7 @@ def offline(tmp_path_factory):
         text=True,
         env=environ,
         cwd=at,
+        encoding="utf-8",
     )
     return at, done
 
@@ -585,13 +590,13 @@ def test_two_files_are_compared_item_by_item(offline, capsys, tmp_path):
     at, _ = offline
     record = json.loads((at / "nous.json").read_text(encoding="utf-8"))
     better = record | {"items": {n: [1] * len(v) for n, v in record["items"].items()}}
-    (tmp_path / "better.json").write_text(json.dumps(better))
+    (tmp_path / "better.json").write_text(json.dumps(better), encoding="utf-8")
     command.main(["compare", str(at / "nous.json"), str(tmp_path / "better.json")])
     lines = capsys.readouterr().out.splitlines()
     gained = 100 * (1 - record["scores"]["average"]["value"])
     assert lines[-1].startswith("average") and f"{gained:+.2f}" in lines[-1]
     better["settings"] = record["settings"] | {"chat template": True}
-    (tmp_path / "better.json").write_text(json.dumps(better))
+    (tmp_path / "better.json").write_text(json.dumps(better), encoding="utf-8")
     with pytest.raises(SystemExit, match="differ in chat template: False and True"):
         command.main(["compare", str(at / "nous.json"), str(tmp_path / "better.json")])
 

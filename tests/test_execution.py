@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from course_utils.course import execution, notebooks
+from course_utils.setup import threads
 
 
 def from_cells(*sources):
@@ -31,7 +32,7 @@ def test_a_run_is_measured_and_leaves_no_trace_of_the_machine(tmp_path):
     assert record["profile"] == "cpu"
     assert record["versions"]["trl"] == "1.16.0"
     assert record["seconds"] > 0.6
-    assert record["cores"] == execution.usable_cores()
+    assert record["cores"] == threads.usable_cores()
     # The block was gone before the run ended: the peak is seen, not the end.
     assert 0.29 < record["peak_memory_gib"] < 2
     assert seen[-1][1] == 4

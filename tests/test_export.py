@@ -127,7 +127,9 @@ def test_the_tokenizer_is_in_the_file(folder, tmp_path):
     kinds = fields["tokenizer.ggml.token_type"]
     control = {i for i, kind in enumerate(kinds) if kind == gguf.TokenType.CONTROL}
     assert control == set(range(10))
-    merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
+    merges = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))[
+        "model"
+    ]["merges"]
     assert fields["tokenizer.ggml.merges"] == [" ".join(merge) for merge in merges]
     assert fields["tokenizer.ggml.model"] == "gpt2"
     assert fields["tokenizer.ggml.pre"] == "smollm"  # digits apart, then GPT-2's way
@@ -219,7 +221,10 @@ def refused(folder, tmp_path, words, error=ValueError, **settings):
 
 def edit_config(folder, **changes):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+        encoding="utf-8",
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,19 +286,23 @@ def test_weights_that_are_not_complete(copy, tmp_path, change, words):
 
 def test_an_index_that_names_absent_files(copy, tmp_path):
     index = {"weight_map": {UP: "model-00002-of-00002.safetensors"}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    (copy / "model.safetensors.index.json").write_text(
+        json.dumps(index), encoding="utf-8"
+    )
     for error in (ValueError, OSError):
         refused(copy, tmp_path, "lacks model-00002-of-00002.safetensors", error)
-    (copy / "model.safetensors.index.json").write_text("{}")
+    (copy / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
     refused(copy, tmp_path, "is no index of a checkpoint")
     outside = {"weight_map": {UP: "../../model.safetensors"}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(outside))
+    (copy / "model.safetensors.index.json").write_text(
+        json.dumps(outside), encoding="utf-8"
+    )
     refused(copy, tmp_path, "names files outside its own folder")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_file_that_is_missing_or_broken(copy, tmp_path, name):
-    (copy / name).write_text('{"cut')
+    (copy / name).write_text('{"cut', encoding="utf-8")
     refused(copy, tmp_path, f"{name} is not valid JSON|tokenizer in .* is broken")
     (copy / name).unlink()
     refused(copy, tmp_path, f"holds no {name}")
@@ -334,7 +343,9 @@ def test_a_tokenizer_that_does_not_say_how_to_talk(copy, tmp_path):
 @pytest.mark.promise("a folder with code of its own", "it is refused, and not run")
 def test_a_folder_with_code_is_not_run(copy, tmp_path):
     edit_config(copy, auto_map={"AutoConfig": "evil.Config"}, model_type="evil")
-    (copy / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (copy / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8"
+    )
     refused(copy, tmp_path, "model asks to run Python of its own: config.json has")
 
 
@@ -342,10 +353,10 @@ def test_a_file_of_somebody_else_is_not_replaced(folder, copy, tmp_path):
     path = tmp_path / "model.gguf"
     for _ in range(2):
         export.to_gguf(folder, path)
-    path.write_text("a thesis")
+    path.write_text("a thesis", encoding="utf-8")
     with pytest.raises(FileExistsError, match="this command did not write it"):
         export.to_gguf(folder, path)
-    assert path.read_text() == "a thesis"
+    assert path.read_text(encoding="utf-8") == "a thesis"
     (tmp_path / "folder.gguf").mkdir()
     with pytest.raises(IsADirectoryError, match="is a folder"):
         export.to_gguf(folder, tmp_path / "folder.gguf")

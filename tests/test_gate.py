@@ -65,7 +65,7 @@ def same_process(monkeypatch):
         release.behave_from_folder(
             folder, out, o.prompts, o.reference.answers, o.max_new_tokens
         )
-        said = json.loads((out / release.ANSWERS).read_text())
+        said = json.loads((out / release.ANSWERS).read_text(encoding="utf-8"))
         logits = load_file(out / release.BEHAVIOUR)
         rows = tuple(logits[str(i)] for i in range(len(o.prompts)))
         return behaviour.Behaviour(said["questions"], said["answers"], rows)
@@ -97,7 +97,7 @@ def test_a_faithful_merge_passes_in_a_new_process(observation, folder, tokenizer
 def test_the_record_lies_in_no_folder_that_could_not_be_run(
     observation, folder, tokenizer, monkeypatch
 ):
-    (folder / gate.GATE_FILE).write_text('{"passed": true}')
+    (folder / gate.GATE_FILE).write_text('{"passed": true}', encoding="utf-8")
 
     def broken(command, **more):
         assert command[1:4] == ["-m", "course_utils.publishing.gate", str(folder)]
@@ -139,7 +139,10 @@ def test_kl_and_logits_are_those_of_the_definition(observation, trained, tokeniz
 
 def edit(folder, name, **changes):
     path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+        encoding="utf-8",
+    )
 
 
 def edit_weights(folder, change):
@@ -154,7 +157,7 @@ def pickled(folder):
 
 def own_code(folder):
     (folder / "code").mkdir()
-    (folder / "code" / "modeling.py").write_text("print()")
+    (folder / "code" / "modeling.py").write_text("print()", encoding="utf-8")
 
 
 def own_classes(folder):
@@ -188,7 +191,7 @@ def four_bit(folder):
 
 
 def unmerged(folder):
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
 
 
 def lora_tensor(folder):
@@ -217,7 +220,7 @@ def no_template(folder):
 
 def change_template(folder, change):
     path = folder / "chat_template.jinja"
-    path.write_text(change(path.read_text()))
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def other_template(folder):

@@ -13,8 +13,8 @@ REFUSED = PASSED | {"passed": False, "failure": "KL is 1e-3 nats a token"}
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "README.md").write_text("# Card")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "README.md").write_text("# Card", encoding="utf-8")
     return tmp_path
 
 
@@ -32,8 +32,8 @@ def test_a_record_that_passed_is_read_back(folder):
 
 def test_it_says_nothing_about_the_card(folder):
     write(folder, PASSED)
-    (folder / "README.md").write_text("# Another card")
-    (folder / "results.json").write_text("{}")
+    (folder / "README.md").write_text("# Another card", encoding="utf-8")
+    (folder / "results.json").write_text("{}", encoding="utf-8")
     gate.require_passed(folder)
 
 
@@ -48,7 +48,7 @@ def changed_weights(folder):
 
 
 def changed_config(folder):
-    (folder / "config.json").write_text('{"eos_token_id": 1}')
+    (folder / "config.json").write_text('{"eos_token_id": 1}', encoding="utf-8")
 
 
 def another_shard(folder):
@@ -71,7 +71,9 @@ def test_it_does_not_hold_for_other_files(folder, change):
 
 def test_an_edited_record_does_not_pass(folder):
     record = write(folder, REFUSED)
-    (folder / gate.GATE_FILE).write_text(json.dumps(record | {"passed": True}))
+    (folder / gate.GATE_FILE).write_text(
+        json.dumps(record | {"passed": True}), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match="refused"):
         gate.require_passed(folder)
 
@@ -84,7 +86,7 @@ def test_no_record_is_no_proof(folder):
 
 
 def test_a_file_that_is_no_record(folder):
-    (folder / gate.GATE_FILE).write_text('{"passed": true}')
+    (folder / gate.GATE_FILE).write_text('{"passed": true}', encoding="utf-8")
     with pytest.raises(ValueError, match="is no gate's record: it lacks"):
         gate.require_passed(folder)
 

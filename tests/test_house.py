@@ -169,6 +169,7 @@ def test_a_wheel_carries_code_data_and_cards(tmp_path):
         check=True,
         capture_output=True,
         text=True,
+        encoding="utf-8",
     ).stdout.split()
     assert answer == [
         str((unpacked / "course_utils" / "data_cards").resolve()),

@@ -128,7 +128,9 @@ def test_uploads(hub, tmp_path):
     (folder / "model.safetensors").write_bytes(bytes(range(256)) * 8000)
     (folder / "sub" / "other.safetensors").write_bytes(b"other" * 1000)
     (folder / "empty.txt").write_bytes(b"")
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A model: ü\n")
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\n---\n# A model: ü\n", encoding="utf-8"
+    )
     hub.tokens["hf_reader"] = "read"
     hub.fail("someone/model", "cut upload", times=1)
     tokens = ["hf_wrong", "hf_reader", TOKEN, TOKEN]

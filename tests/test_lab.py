@@ -34,7 +34,7 @@ def test_the_checkpoint_is_a_llama_like_any_other():
     model = AutoModelForCausalLM.from_pretrained(lab.BASE_MODEL)
     assert isinstance(model, LlamaForCausalLM)
     assert not model.config.tie_word_embeddings
-    made = json.loads((lab.BASE_MODEL / "pretraining.json").read_text())
+    made = json.loads((lab.BASE_MODEL / "pretraining.json").read_text(encoding="utf-8"))
     assert sum(p.numel() for p in model.parameters()) == made["parameters"]
     assert profiles.lab_model_folder() == lab.BASE_MODEL
 
@@ -49,7 +49,7 @@ def test_the_checkpoint_is_small_and_bf16():
 
 
 def test_it_says_how_it_was_made():
-    made = json.loads((lab.BASE_MODEL / "pretraining.json").read_text())
+    made = json.loads((lab.BASE_MODEL / "pretraining.json").read_text(encoding="utf-8"))
     assert made["command"] == "python -m course_utils.lab.pretraining"
     curve = made["loss_curve"]
     assert curve[-1][0] == made["steps"]

@@ -141,7 +141,10 @@ def spoiled(adapter, tmp_path):
 
 
 def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+        encoding="utf-8",
+    )
 
 
 def edit_config(folder, **changes):
@@ -216,11 +219,11 @@ def test_an_adapter_that_is_nan(base, spoiled, tokenizer, tmp_path):
 
 def test_a_failed_merge_keeps_the_earlier_one(base, spoiled, tokenizer, tmp_path):
     merging.merge(base, spoiled, tmp_path / "out", tokenizer)
-    before = (tmp_path / "out" / "config.json").read_text()
+    before = (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
     edit_config(spoiled, use_dora=True)
     with pytest.raises(ValueError, match="use_dora"):
         merging.merge(base, spoiled, tmp_path / "out", tokenizer)
-    assert (tmp_path / "out" / "config.json").read_text() == before
+    assert (tmp_path / "out" / "config.json").read_text(encoding="utf-8") == before
 
 
 def without(*words):
@@ -319,7 +322,7 @@ def test_another_base_of_the_same_shape(
     (spoiled / "base_fingerprint.json").unlink()
     merging.merge(other_base, spoiled, tmp_path / "out", tokenizer)
     assert capsys.readouterr().out.startswith("adapter holds no base_fingerprint.json")
-    (spoiled / "base_fingerprint.json").write_text("{}")
+    (spoiled / "base_fingerprint.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="base_fingerprint.json cannot be read"):
         merging.merge(base, spoiled, tmp_path / "out", tokenizer)
 
@@ -411,7 +414,7 @@ def test_nobodys_files_are_replaced(base, adapter, tokenizer, tmp_path, place):
     shutil.copytree(base, work / "base")
     shutil.copytree(adapter, work / "adapter")
     (work / "notes").mkdir()
-    (work / "notes" / "thesis.txt").write_text("years")
+    (work / "notes" / "thesis.txt").write_text("years", encoding="utf-8")
     before = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
     out = place(work)
     with pytest.raises((FileExistsError, ValueError), match="Name another"):
@@ -426,10 +429,10 @@ def test_an_earlier_merge_is_replaced_and_others_are_not(
     for _ in range(2):
         merging.merge(base, adapter, out, tokenizer)
     merging.save(AutoModelForCausalLM.from_pretrained(base), tokenizer, out)
-    (out / "thesis.txt").write_text("years")
+    (out / "thesis.txt").write_text("years", encoding="utf-8")
     with pytest.raises(FileExistsError, match="thesis.txt is not part of a merged"):
         merging.merge(base, adapter, out, tokenizer)
-    assert (out / "thesis.txt").read_text() == "years"
+    assert (out / "thesis.txt").read_text(encoding="utf-8") == "years"
 
 
 def test_a_base_that_is_quantised_or_runs_code(base, adapter, tokenizer, tmp_path):

@@ -1,7 +1,9 @@
 """The mix: repeatable, accounted for to the last row, and clean of what tests ask."""
 
 import functools
+import re
 import shutil
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -84,7 +86,9 @@ def test_that_is_the_mix_s_own_doing_and_is_counted(mix):
     assert {source for source, count in dropped.items() if count} == {"intel-orca"}
     rows = [row for row in world.rows("intel-orca") if not row["in_gsm8k_train"]]
     tests = asked(mix.evaluation)
-    repeats = [row for row in rows if (row["input"],) in tests]
+    repeats = [
+        row for row in rows if mixing.questions([tasks.user(row["input"])]) in tests
+    ]
     assert len(repeats) >= dropped["intel-orca"] > 10
     # most of them differ from the test in the system prompt alone
     assert any(row["system"] for row in repeats)
@@ -141,8 +145,8 @@ def test_training_towns_are_never_tested(mix):
 def test_questions_ignore_the_system_prompt_and_the_answers():
     ask, answer = tasks.user("Why?"), tasks.assistant("So.")
     bare = mixing.questions([ask])
-    assert mixing.questions([tasks.system("Be kind."), ask]) == bare == ("Why?",)
-    assert mixing.questions([ask, answer, ask]) == ("Why?", "Why?")
+    assert mixing.questions([tasks.system("Be kind."), ask]) == bare == ("why?",)
+    assert mixing.questions([ask, answer, ask]) == ("why?", "why?")
 
 
 # --- data of one's own --------------------------------------------------------------
@@ -180,7 +184,67 @@ def test_prompts_that_repeat_are_never_on_both_sides(own):
     assert len({row["chosen"][0]["content"] for row in rows}) == 100
 
 
-def test_the_split_hangs_on_the_seed_alone(own):
+def spellings(question):
+    """The same question as people and keyboards vary it."""
+    return [
+        question,
+        question + " ",
+        question.upper(),
+        unicodedata.normalize("NFD", question),
+        question.replace(" ", "\u00a0"),
+        question.replace(" ", " \u200b\n"),
+        "\ufeff" + question,
+    ]
+
+
+@pytest.mark.promise(
+    "a prompt comes in several spellings (case, spaces, Unicode forms, invisible "
+    "characters)",
+    "all of them lie on one side of the split",
+)
+@pytest.mark.parametrize("near_duplicates", [False, 0.8])
+@pytest.mark.parametrize("singles", [0, 60])
+def test_spellings_of_one_prompt_are_never_on_both_sides(own, singles, near_duplicates):
+    several = [f"Où est le café numéro {i} ?" for i in range(40)]
+    prompts = [text for question in several for text in spellings(question)]
+    rows = [
+        {"prompt": p, "chosen": worded(i, words=9), "rejected": "no"}
+        for i, p in enumerate([*prompts, *(f"single {i}" for i in range(singles))])
+    ]
+    mix = own(rows, evaluation_pairs=20, near_duplicates=near_duplicates)
+    assert not asked(mix.train) & asked(mix.evaluation)
+    assert len(asked(mix.evaluation)) == len(mix.evaluation) == 20
+    (report,) = mix.report
+    assert report["rows"] == len(rows) and report["kept"] == len(mix.train) + 20
+    # Where single prompts suffice nothing is lost; if not, the tests' other spellings.
+    dropped = 0 if singles else 20 * 6
+    assert report.get(mixing.ASKED, 0) == dropped
+    assert report["kept"] == len(rows) - dropped
+
+
+def test_spellings_of_one_pair_are_repeats(own):
+    rows = [
+        {"prompt": prompt, "chosen": answer, "rejected": "No"}
+        for i in range(9)
+        for prompt, answer in zip(
+            spellings(f"Où {i} ?"), spellings(f"Là {i} !"), strict=True
+        )
+    ]
+    mix = own(rows, evaluation_pairs=3, near_duplicates=False)
+    assert mix.report[0] == {"source": "prm", "rows": 63, "kept": 9, mixing.REPEAT: 54}
+
+
+def test_a_benchmark_s_question_is_found_in_any_spelling():
+    question = "Combien de vaches reste-t-il à Élise après la vente du marché d'été ?"
+    short = "Où est l'été ?"
+    pairs = Dataset.from_list(
+        [{"prompt": [tasks.user(s)]} for q in (question, short) for s in spellings(q)]
+    )
+    found = mixing.find_overlap(pairs, {"farm": [question, short]})
+    assert found == ["asked by farm"] * len(pairs)
+
+
+def test_the_split_depends_on_the_seed_alone(own):
     rows = rows_of(f"question {i}" for i in range(50))
     first, again, other = (own(rows, evaluation_pairs=10, seed=s) for s in (1, 1, 2))
     assert first.evaluation.to_list() == again.evaluation.to_list()
@@ -190,8 +254,8 @@ def test_the_split_hangs_on_the_seed_alone(own):
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
-        ([f"question {i}" for i in range(10)], "has 10 pairs, 10 of them"),
-        ([f"question {i // 2}" for i in range(60)], "has 60 pairs, 0 of them"),
+        ([f"question {i}" for i in range(10)], "has 10 pairs with 10 different"),
+        ([f"question {i // 6}" for i in range(60)], "has 60 pairs with 10 different"),
     ],
 )
 def test_a_mix_too_small_to_split_says_so(own, prompts, words):
@@ -233,7 +297,8 @@ def test_an_eighth_source_is_a_card_and_its_rows(tmp_path, monkeypatch):
     shutil.copytree(places.data_cards(), folder)
     (folder / "mine.md").write_text(
         "---\nlicense: cc0-1.0\ncourse:\n  source: mine\n  keep: stars >= 4\n"
-        "  prompt: {user: ask}\n  chosen: good\n  rejected: bad\n---\n\n# Mine\n"
+        "  prompt: {user: ask}\n  chosen: good\n  rejected: bad\n---\n\n# Mine\n",
+        encoding="utf-8",
     )
     rows = [
         {"ask": f"Why {i}?", "good": "So.", "bad": "No.", "stars": i % 5}
@@ -406,8 +471,8 @@ def test_every_turn_of_the_user_is_compared_and_no_answer():
 
 def test_benchmarks_come_as_a_list_or_a_file(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_text("Why?\n\nHow?\n")
-    assert mixing.benchmark_prompts("mine", path) == ["Why?", "How?"]
+    path.write_text("\ufeffWhy?\n\nHow\u2028so?\r\n", encoding="utf-8", newline="")
+    assert mixing.benchmark_prompts("mine", path) == ["Why?", "How\u2028so?"]
     assert mixing.benchmark_prompts("mine", ["Why?"]) == ["Why?"]
     with pytest.raises(ValueError, match="Unknown benchmark 'mine'. Known: GSM8K"):
         mixing.benchmark_prompts("mine")
@@ -463,6 +528,13 @@ def test_what_a_cap_keeps_hangs_on_the_seed_not_on_other_sources(mix):
         ({"caps": {"prm": 0.5}}, "prm has 0.5; a cap is a number"),
         ({"caps": {"prm": 0}}, "prm has 0; a cap is a number"),
         ({"version": "v3"}, "No card .* 'v3'"),
+        ({"weights": {"prm": float("nan")}}, "prm has nan; a weight is the share"),
+        ({"weights": {"prm": "half"}}, "prm has 'half'; a weight is the share"),
+        ({"caps": {"prm": True}}, "prm has True; a cap is a number"),
+        ({"evaluation_pairs": -1}, "evaluation_pairs is -1; it is a number of pairs"),
+        ({"evaluation_pairs": 0.1}, "evaluation_pairs is 0.1"),
+        ({"max_length": 9}, "length and max_length go together"),
+        ({"length": len}, "length and max_length go together"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(options, words):
@@ -540,6 +612,41 @@ def test_the_card_of_a_real_mix_passes_its_parts_terms_on(mix):
     assert "not-for-all-audiences" not in mixing.card(tame, "Mix")
     same = replace(real, cards={k: CARDS[k] for k in ("prm", "capybara")})
     assert DatasetCard(mixing.card(same, "Mix")).data.license == "apache-2.0"
+
+
+def cells(line):
+    """A row of a Markdown table, cut at the bars that no backslash stands before."""
+    return re.split(r"(?<!\\)\|", line)[1:-1]
+
+
+@pytest.mark.promise(
+    "a bar, a line break or a backtick in a card's text", "the mix's page stays whole"
+)
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"keep": "status != 'a|b'"}, "`status != 'a\\|b'`"),
+        ({"keep": "`my-rating` >= 5"}, "`` `my-rating` >= 5 ``"),
+        ({"keep": "x == '``|'"}, "``` x == '``\\|' ```"),
+        ({"keep": "stars >= 4\n"}, "`stars >= 4`"),
+        ({"keep": "stars >= 4\n\nand ok"}, "`stars >= 4 and ok`"),
+        ({"repo": "a|b\n# c"}, "a\\|b # c (main)"),
+        ({"license": "mit|x"}, "mit\\|x"),
+        ({"revision": "a\n|b"}, r"M4-ai/prm_dpo_pairs_cleaned (a \|b)"),
+    ],
+)
+def test_no_text_of_a_card_breaks_the_mix_s_page(mix, changes, shown):
+    texts = {"warning": "one\n\n# two", "citation": "x\n- y"}
+    odd = replace(CARDS["prm"], **texts | changes)
+    real = replace(mix, settings=mix.settings | {"data": "hub"}, cards={"prm": odd})
+    page = mixing.card(real, "Mix")
+    tables = [block for block in page.split("\n\n") if block.startswith("| ")]
+    assert len(tables) == 2
+    for table in tables:
+        assert len({len(cells(line)) for line in table.splitlines()}) == 1
+    assert len(tables[1].splitlines()) == 3
+    assert shown in [cell.strip() for cell in cells(tables[1].splitlines()[2])]
+    assert "- **prm**: one # two\n" in page and "- prm: x - y\n" in page
 
 
 def test_the_mix_of_version_1_2_is_built_from_its_own_cards(mix):

@@ -128,7 +128,7 @@ def test_a_missing_folder_says_what_to_do(tmp_path):
 
 
 def test_pickled_weights_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="safetensors"):
         models.load_base(profile("cpu", tmp_path))
@@ -139,7 +139,10 @@ def test_pickled_weights_are_refused(tmp_path):
 
 def own_config(folder, name, **changes):
     path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+        encoding="utf-8",
+    )
 
 
 def in_config(folder):
@@ -159,7 +162,7 @@ def in_the_tokenizer(folder):
 
 def in_a_processor(folder):
     text = json.dumps({"auto_map": {"AutoProcessor": "evil.Evil"}})
-    (folder / "processor_config.json").write_text(text)
+    (folder / "processor_config.json").write_text(text, encoding="utf-8")
 
 
 LOADS = {
@@ -191,7 +194,9 @@ def test_no_load_runs_a_checkpoints_code(
     checkpoint, tmp_path, monkeypatch, load, spoil
 ):
     folder = shutil.copytree(checkpoint, tmp_path / "base")
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (folder / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8"
+    )
     spoil(folder)
     asked = []
     monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
@@ -202,7 +207,7 @@ def test_no_load_runs_a_checkpoints_code(
 
 def test_a_broken_configuration_is_named(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint, tmp_path / "base")
-    (folder / "tokenizer_config.json").write_text("{")
+    (folder / "tokenizer_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="tokenizer_config.json is not valid JSON"):
         models.load_tokenizer(folder)
 
@@ -246,7 +251,7 @@ def test_pickles_are_never_opened(checkpoint, tmp_path, load):
 def test_an_adapter_needs_its_settings_and_safetensors(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no adapter_config.json"):
         models.require_adapter(tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     torch.save({}, tmp_path / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match="bin is a pickle, which can run code"):
         models.require_adapter(tmp_path)

@@ -94,7 +94,7 @@ def test_without_an_account_the_copy_is_taken_and_said(checkpoint, expected):
 def test_code_and_pickles_of_a_checkpoint_are_never_run(checkpoint, tmp_path):
     marker = tmp_path / "ran"
     evil = EVIL.format(marker=str(marker)).encode()
-    config = json.loads(checkpoint["config.json"].read_text())
+    config = json.loads(checkpoint["config.json"].read_text(encoding="utf-8"))
     classes = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
     classes["AutoTokenizer"] = ["evil.Evil", "evil.Evil"]
     pickled = {n: p for n, p in checkpoint.items() if n != "model.safetensors"}

@@ -33,7 +33,7 @@ TEXT = """\
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q "orpo-course @ git+{{repository}}"
+    # %pip install -q "orpo-course[course] @ {{source}}"
 
 # %%
 import math
@@ -95,9 +95,8 @@ def test_install_cell_is_a_magic_with_its_tag(tiny):
     install = tiny.cells[1]
     assert install.metadata.tags == ["colab"]
     line = install.source.splitlines()[-1]
-    assert line == (
-        f'    %pip install -q "orpo-course @ git+{notebooks.places.repository()}"'
-    )
+    source = f"git+{places.repository()}@{places.revision()}"
+    assert line == f'    %pip install -q "orpo-course[course] @ {source}"'
 
 
 def test_an_inserted_cell_leaves_the_other_ids_alone(template):
@@ -165,7 +164,7 @@ def test_heading_and_finding_and_caption(tiny):
 
 def test_a_file_that_is_no_notebook_is_named(tmp_path):
     path = tmp_path / "01_broken.ipynb"
-    path.write_text("not json")
+    path.write_text("not json", encoding="utf-8")
     with pytest.raises(ValueError, match="01_broken"):
         notebooks.read(path)
 

@@ -47,7 +47,11 @@ def run(tmp_path, stay_offline):
     # conftest.py keeps the tests offline by environment; here the code has to do it.
     environ = {k: v for k, v in os.environ.items() if not k.startswith("HF_HUB")}
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environ
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environ,
+        encoding="utf-8",
     )
 
 

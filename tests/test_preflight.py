@@ -168,13 +168,16 @@ def test_minutes_come_from_the_committed_notebooks(
     folder = tmp_path / "notebooks"
     folder.mkdir()
     (tmp_path / "pyproject.toml").write_text(
-        (places.PACKAGE.parent / "pyproject.toml").read_text()
+        (places.PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"),
+        encoding="utf-8",
     )
     run_of_01 = {"course": {"seconds": 150, "profile": "cpu"}}
     (folder / "01_sft_vs_preference.ipynb").write_text(
-        json.dumps({"metadata": run_of_01})
+        json.dumps({"metadata": run_of_01}), encoding="utf-8"
     )
-    (folder / "02_never_run.ipynb").write_text(json.dumps({"metadata": {}}))
+    (folder / "02_never_run.ipynb").write_text(
+        json.dumps({"metadata": {}}), encoding="utf-8"
+    )
     monkeypatch.setattr(places, "PACKAGE", tmp_path / "course_utils")
     assert preflight.recorded_minutes() == {"01_sft_vs_preference": (2.5, "cpu")}
     assert "2.5 min" in str(run(versions))
@@ -193,5 +196,7 @@ def test_checking_imports_no_hugging_face_library():
         "try:\n    preflight.check()\nexcept preflight.PreflightError:\n    pass\n"
         "print({'transformers', 'huggingface_hub', 'trl'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.stdout.strip() == "set()", done.stderr

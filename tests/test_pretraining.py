@@ -100,7 +100,7 @@ def test_a_three_step_run_writes_a_checkpoint_that_loads(quick, tmp_path, capsys
     stored = AutoModelForCausalLM.from_pretrained(out)
     assert stored.dtype == torch.bfloat16
 
-    record = json.loads((out / "pretraining.json").read_text())
+    record = json.loads((out / "pretraining.json").read_text(encoding="utf-8"))
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
     assert [step for step, _ in record["loss_curve"]] == [1, 2, 3]
     # an untrained model of 1,024 tokens begins at about log(1024)

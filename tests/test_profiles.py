@@ -79,7 +79,7 @@ def test_emulated_bf16_does_not_count(capability):
 def checkpoint(tmp_path):
     folder = tmp_path / "twin"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     return folder
 
 
@@ -156,7 +156,9 @@ def test_a_rehearsal_stays_one_where_the_hub_is_out_of_reach():
 def test_random_weights_are_named_in_the_reason(checkpoint):
     environ = {"COURSE_BASE_MODEL": str(checkpoint)}
     assert "RANDOM" not in profiles.choose(environ, CPU).reason
-    (checkpoint / "config.json").write_text('{"random_weights": "drawn"}')
+    (checkpoint / "config.json").write_text(
+        '{"random_weights": "drawn"}', encoding="utf-8"
+    )
     assert "RANDOM" in profiles.choose(environ, CPU).reason
 
 
@@ -234,7 +236,9 @@ def test_a_name_look_up_that_hangs_does_not_hold_the_notebook_up(monkeypatch):
 def in_a_new_process(code):
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "COURSE_"))}
     command = [sys.executable, "-c", "from course_utils.setup import profiles\n" + code]
-    return subprocess.run(command, env=bare, capture_output=True, text=True)
+    return subprocess.run(
+        command, env=bare, capture_output=True, text=True, encoding="utf-8"
+    )
 
 
 def test_stay_offline_reaches_the_hub_library():
@@ -248,9 +252,15 @@ def test_stay_offline_reaches_the_hub_library():
     assert done.returncode == 0, done.stderr
 
 
-def test_stay_offline_that_comes_too_late_says_so():
-    done = in_a_new_process("import huggingface_hub\nprofiles.stay_offline()")
-    assert "RuntimeError: call stay_offline() before" in done.stderr
+@pytest.mark.parametrize("library", ["huggingface_hub", "datasets", "transformers"])
+def test_stay_offline_reaches_libraries_that_are_imported_already(library):
+    done = in_a_new_process(
+        f"import {library}, huggingface_hub\nprofiles.stay_offline()\n"
+        "from huggingface_hub import constants as c, is_offline_mode\n"
+        "print(is_offline_mode(), c.HF_HUB_DISABLE_TELEMETRY)\n"
+        "from datasets import config\nprint(config.HF_HUB_OFFLINE)\n"
+    )
+    assert done.stdout.split() == ["True"] * 3, done.stderr
 
 
 def test_importing_profiles_imports_nothing_heavy_and_changes_nothing():

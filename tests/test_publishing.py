@@ -276,13 +276,15 @@ def test_llama_3_gets_its_banner_notice_and_a_copy_of_the_agreement(tmp_path):
     base.mkdir()
     folder.mkdir()
     (base / "LICENSE.txt").write_text(AGREEMENT, encoding="utf-8")
-    (base / "USE_POLICY.md").write_text("be nice")
+    (base / "USE_POLICY.md").write_text("be nice", encoding="utf-8")
     publishing.write_card(LLAMA, folder, base=base)
-    assert "**Built with Meta Llama 3.**" in (folder / "README.md").read_text()
+    assert "**Built with Meta Llama 3.**" in (folder / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert (folder / "NOTICE").read_text(encoding="utf-8") == NOTICE + "\n"
     assert (folder / "LICENSE").read_text(encoding="utf-8") == AGREEMENT
-    assert (folder / "USE_POLICY.md").read_text() == "be nice"
-    assert json.loads((folder / "results.json").read_text()) == LLAMA
+    assert (folder / "USE_POLICY.md").read_text(encoding="utf-8") == "be nice"
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == LLAMA
 
 
 def test_a_base_without_its_agreement(tmp_path):
@@ -313,7 +315,7 @@ def test_a_later_llama_is_under_its_own_agreement(tmp_path):
 
 def test_others_need_none_of_it(tmp_path):
     folder = model_folder(tmp_path)
-    assert "Llama 3" not in (folder / "README.md").read_text()
+    assert "Llama 3" not in (folder / "README.md").read_text(encoding="utf-8")
     assert not (folder / "NOTICE").exists() and not (folder / "LICENSE").exists()
     publishing.ready(folder)
 
@@ -322,9 +324,15 @@ def test_others_need_none_of_it(tmp_path):
     ("spoil", "error"),
     [
         (lambda f: (f / "LICENSE").unlink(), "copy of its agreement"),
-        (lambda f: (f / "LICENSE").write_text("MIT"), "does not state"),
+        (
+            lambda f: (f / "LICENSE").write_text("MIT", encoding="utf-8"),
+            "does not state",
+        ),
         (lambda f: (f / "NOTICE").unlink(), "does not hold the sentence"),
-        (lambda f: (f / "NOTICE").write_text("Meta"), "does not hold the sentence"),
+        (
+            lambda f: (f / "NOTICE").write_text("Meta", encoding="utf-8"),
+            "does not hold the sentence",
+        ),
         (lambda f: edit(f / "README.md", "Built with Meta", "With"), "does not say"),
         (lambda f: edit(f / "results.json", "Llama-3-8B", "8B"), "begins with"),
         (lambda f: edit(f / "results.json", '"llama3"', '"mit"'), "say llama3"),
@@ -357,10 +365,10 @@ def test_an_agreement_in_the_folder_binds_whatever_the_base_is_called(tmp_path):
 def test_a_dry_run_says_what_would_be_sent_and_where(tmp_path):
     folder = model_folder(tmp_path, FULL)
     (folder / "optimizer.pt").write_bytes(b"x")
-    (folder / ".env").write_text("HF_TOKEN=secret")
+    (folder / ".env").write_text("HF_TOKEN=secret", encoding="utf-8")
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "model.safetensors").write_bytes(b"x")
-    (folder / "checkpoint-10" / "config.json").write_text("{}")
+    (folder / "checkpoint-10" / "config.json").write_text("{}", encoding="utf-8")
     plan = publishing.upload(folder)
     assert not plan.sent
     assert set(plan.files) == {
@@ -470,13 +478,13 @@ def in_results(folder, key):
 
 
 def in_config(folder, key):
-    (folder / "config.json").write_text(json.dumps({"note": key}))
+    (folder / "config.json").write_text(json.dumps({"note": key}), encoding="utf-8")
     return "config.json"
 
 
 def escaped(folder, key):
     written = "".join(f"\\u{ord(character):04x}" for character in key)
-    (folder / "tokenizer.json").write_text(f'{{"note": "{written}"}}')
+    (folder / "tokenizer.json").write_text(f'{{"note": "{written}"}}', encoding="utf-8")
     return "tokenizer.json"
 
 
@@ -504,7 +512,7 @@ def in_a_picture(folder, key):
 
 
 def through_a_link(folder, key):
-    (folder / "kept.txt").write_text(json.dumps({"note": key}))
+    (folder / "kept.txt").write_text(json.dumps({"note": key}), encoding="utf-8")
     (folder / "tokenizer.json").symlink_to(folder / "kept.txt")
     return "tokenizer.json"
 
@@ -533,7 +541,9 @@ def test_a_key_in_any_file_does_not_go(tmp_path, kind, put):
     file = put(folder, key)
     pass_gate(folder)
     if put is not in_a_picture:  # it would be drawn again
-        publishing.write_card(json.loads((folder / "results.json").read_text()), folder)
+        publishing.write_card(
+            json.loads((folder / "results.json").read_text(encoding="utf-8")), folder
+        )
     else:
         card = publishing.card(FULL, gate.read_record(folder))
         (folder / "README.md").write_text(str(card), encoding="utf-8")
@@ -577,7 +587,7 @@ def test_a_file_named_like_a_key(tmp_path):
     "a link that leads out of the folder to be uploaded", "nothing is sent"
 )
 def test_a_link_that_leads_out_does_not_go(tmp_path):
-    (tmp_path / "secret.json").write_text("{}")
+    (tmp_path / "secret.json").write_text("{}", encoding="utf-8")
     folder = model_folder(tmp_path / "merged")
     (folder / "tokenizer.json").symlink_to(tmp_path / "secret.json")
     pass_gate(folder)
@@ -601,11 +611,11 @@ def test_the_course_s_own_marker_neither_goes_nor_is_listed(tmp_path):
 )
 def test_a_card_replaces_nobodys_file(tmp_path, name):
     (tmp_path / "LICENSE").write_text(AGREEMENT, encoding="utf-8")
-    (tmp_path / name).write_text("mine")
+    (tmp_path / name).write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match=f"holds {name}, and this course did not"):
         publishing.write_card({**LLAMA, **CURVES}, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["LICENSE", name])
-    assert (tmp_path / name).read_text() == "mine"
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
 
 
 def test_a_full_disk_leaves_no_half_card(tmp_path, monkeypatch):

@@ -71,7 +71,7 @@ def folder(tmp_path, request):
 
 
 def name_of(folder):
-    return json.loads((folder / "results.json").read_text())["name"]
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["name"]
 
 
 def kinds(hub):
@@ -79,9 +79,9 @@ def kinds(hub):
 
 
 def test_private_then_equal_byte_by_byte(hub, learner, folder):
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     publishing.write_card(results | CURVES, folder)
-    (folder / ".env").write_text(f"HF_TOKEN={TOKEN}")
+    (folder / ".env").write_text(f"HF_TOKEN={TOKEN}", encoding="utf-8")
     answer = learner.publish(folder)
     name = name_of(folder)
     assert hub.repos["model", name].private
@@ -98,13 +98,15 @@ def test_private_then_equal_byte_by_byte(hub, learner, folder):
     assert {file: (copy / file).read_bytes() for file in local} == local
     # A copy that differs is not called equal.
     shutil.rmtree(copy)
-    (folder / "config.json").write_text('{"other": 1}')
+    (folder / "config.json").write_text('{"other": 1}', encoding="utf-8")
     assert "differs in config.json" in learner(f"{compare})")["said"]
 
 
 def test_a_cut_connection_and_then_only_what_is_missing(hub, learner, folder):
     (folder / "model-2.safetensors").write_bytes(b"second" * 100_000)
-    model_folder(folder, json.loads((folder / "results.json").read_text()))
+    model_folder(
+        folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    )
     first, second = (
         hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("model.safetensors", "model-2.safetensors")
@@ -262,7 +264,7 @@ def test_the_token_is_nowhere(running, tmp_path):
     hub, learner = running
     assert len(learner.heard) > 20
     assert not [said for said in learner.heard if TOKEN in said]
-    log = (hub.home / "client.log").read_text()
+    log = (hub.home / "client.log").read_text(encoding="utf-8")
     assert "authenticated: True" in log and "<TOKEN>" in log  # it was really on DEBUG
     assert TOKEN not in log
     cached = [path for path in hub.home.rglob("*") if path.is_file()]

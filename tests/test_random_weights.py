@@ -180,9 +180,9 @@ def test_the_chat_format_fits(folder):
 
 
 def test_card_and_config_say_random(folder):
-    card = (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text(encoding="utf-8")
     assert "random weights" in card and "no quality can be measured" in card
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert "never trained" in config["random_weights"]
     # The mark survives what a training run saves.
     assert "random_weights" in checkpoint.config_of("tiny").to_dict()
@@ -206,7 +206,7 @@ def test_a_failure_leaves_nothing(no_tokenizer, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_there_is_kept(tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     assert command.main([str(tmp_path), "--shape", "tiny"]) == 1
     assert "is there already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -24,7 +24,9 @@ def base(tmp_path):
     """What the runner looks at of a twin, for notebooks that load none."""
     folder = tmp_path / "base"
     folder.mkdir()
-    (folder / "config.json").write_text('{"random_weights": "shape tiny: drawn"}')
+    (folder / "config.json").write_text(
+        '{"random_weights": "shape tiny: drawn"}', encoding="utf-8"
+    )
     return folder
 
 
@@ -36,7 +38,7 @@ def course_of(tmp_path, monkeypatch):
         source = tmp_path / "course" / "notebooks" / "src"
         source.mkdir(parents=True)
         for name, code in texts.items():
-            (source / f"{name}.py").write_text(HEADING + code + "\n")
+            (source / f"{name}.py").write_text(HEADING + code + "\n", encoding="utf-8")
         monkeypatch.setattr(
             notebooks, "text_files", lambda root: sorted(source.iterdir())
         )
@@ -100,13 +102,16 @@ def test_a_notebook_that_hangs_is_stopped_and_said_where(base, tmp_path, course_
     assert "stopped after 0.2 minutes, after 2 of 4 code cells" in hung["error"]
     assert "not begun" in waited["error"]
     with contextlib.suppress(psutil.NoSuchProcess):  # the kernel went with it
-        assert psutil.Process(int(pid.read_text())).status() == psutil.STATUS_ZOMBIE
+        assert (
+            psutil.Process(int(pid.read_text(encoding="utf-8"))).status()
+            == psutil.STATUS_ZOMBIE
+        )
 
 
 def test_a_second_run_can_mend_the_record(base, tmp_path, course_of):
     out, kept = tmp_path / "r.json", {"notebook": "02_two", "profile": "l4", "ok": True}
     broken = {"notebook": "01_one", "profile": "l4", "ok": False}
-    out.write_text(json.dumps({"runs": [broken, kept]}))
+    out.write_text(json.dumps({"runs": [broken, kept]}), encoding="utf-8")
     course_of({"01_one": "print(1)", "02_two": "print(2)"})
     status, record = rehearse(base, out, "--add", "--only", "01")
     assert status == 0 and record["runs"][0]["ok"] and record["runs"][1] == kept

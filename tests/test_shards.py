@@ -36,9 +36,9 @@ def test_the_library_reads_what_was_streamed(tmp_path, max_bytes, pieces):
         assert files == ["model.safetensors"]
     else:
         assert files[0] == "model-00001-of-00003.safetensors" and len(files) == 3
-        assert json.loads((tmp_path / shards.INDEX).read_text())["metadata"] == {
-            "total_size": total
-        }
+        assert json.loads((tmp_path / shards.INDEX).read_text(encoding="utf-8"))[
+            "metadata"
+        ] == {"total_size": total}
     reader = shards.Reader(tmp_path)
     assert sorted(reader) == sorted(want)
     assert all(torch.equal(reader.read(name), want[name]) for name in want)
@@ -105,15 +105,15 @@ def test_tensors_are_asked_for_in_order_whatever_file_they_go_to(tmp_path):
 def made(folder, **files):
     with folders.written_whole(folder, writer="test") as partial:
         for name, text in files.items():
-            (partial / name).write_text(text)
+            (partial / name).write_text(text, encoding="utf-8")
     return folder
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
     with folders.written_whole(tmp_path / "new") as partial:
-        (partial / "x").write_text("1")
+        (partial / "x").write_text("1", encoding="utf-8")
         assert not (tmp_path / "new").exists()
-    assert (tmp_path / "new" / "x").read_text() == "1"
+    assert (tmp_path / "new" / "x").read_text(encoding="utf-8") == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert folders.files_in(tmp_path / "new") == ["x"]
 
@@ -125,9 +125,9 @@ def test_an_error_leaves_the_old_one_as_it_was(tmp_path, error):
         pytest.raises(error),
         folders.written_whole(tmp_path / "old", writer="test") as partial,
     ):
-        (partial / "x").write_text("half")
+        (partial / "x").write_text("half", encoding="utf-8")
         raise error
-    assert (tmp_path / "old" / "x").read_text() == "old"
+    assert (tmp_path / "old" / "x").read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
@@ -155,23 +155,23 @@ def refused(folder, words, writer="test", inputs=(), error=FileExistsError):
 
 def foreign(folder):
     folder.mkdir()
-    (folder / "x").write_text("years")
+    (folder / "x").write_text("years", encoding="utf-8")
 
 
 def of_another_writer(folder):
     with folders.written_whole(folder, writer="another") as partial:
-        (partial / "x").write_text("1")
+        (partial / "x").write_text("1", encoding="utf-8")
 
 
 def with_a_guest(folder):
     made(folder, x="1")
-    (folder / "thesis.txt").write_text("years")
+    (folder / "thesis.txt").write_text("years", encoding="utf-8")
 
 
 def with_a_guest_below(folder):
     made(folder, x="1")
     (folder / ".git").mkdir()
-    (folder / ".git" / "HEAD").write_text("ref")
+    (folder / ".git" / "HEAD").write_text("ref", encoding="utf-8")
 
 
 def with_a_link(folder):
@@ -181,11 +181,11 @@ def with_a_link(folder):
 
 def with_a_broken_marker(folder):
     made(folder, x="1")
-    (folder / folders.MARKER).write_text('{"writer": "test"}')
+    (folder / folders.MARKER).write_text('{"writer": "test"}', encoding="utf-8")
 
 
 def a_file(folder):
-    folder.write_text("years")
+    folder.write_text("years", encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_folder_one_works_in(tmp_path, monkeypatch):
 )
 def test_an_input_is_never_written_over(tmp_path, monkeypatch, out):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "x").write_text("years")
+    (tmp_path / "in" / "x").write_text("years", encoding="utf-8")
     (tmp_path / "link").symlink_to(tmp_path / "in", target_is_directory=True)
     if out == "IN/out" and not (tmp_path / "IN").exists():
         pytest.skip("this file system tells upper case from lower case")
@@ -244,13 +244,13 @@ def test_an_input_is_never_written_over(tmp_path, monkeypatch, out):
         folders.written_whole(out, writer="test", inputs=["in", "someone/model"]),
     ):
         raise AssertionError("it should not get here")
-    assert (tmp_path / "in" / "x").read_text() == "years"
+    assert (tmp_path / "in" / "x").read_text(encoding="utf-8") == "years"
 
 
 def test_files_of_the_course_are_noted_and_others_refused(tmp_path):
     folder = made(tmp_path / "out", x="1")
     folders.require_own(folder, ["x", "not there"])
-    (folder / "y").write_text("years")
+    (folder / "y").write_text("years", encoding="utf-8")
     with pytest.raises(FileExistsError, match="holds y, and this course did not"):
         folders.require_own(folder, ["x", "y"])
     folders.add_own(folder, ["y"])
@@ -265,9 +265,9 @@ def test_a_file_appears_when_it_is_complete(tmp_path, error):
     path = tmp_path / "deep" / "out.json"
     for text in ("mark 1", "mark 2"):
         with folders.written_file(path, b"mark") as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
     with pytest.raises(error), folders.written_file(path, b"mark") as partial:
-        partial.write_text("half")
+        partial.write_text("half", encoding="utf-8")
         raise error
-    assert path.read_text() == "mark 2"
+    assert path.read_text(encoding="utf-8") == "mark 2"
     assert list(path.parent.iterdir()) == [path]

@@ -2,14 +2,18 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from huggingface_hub import DatasetCard
 from transformers import AutoTokenizer
 
 from course_utils.data import sources, world
+from course_utils.data.sources.rules import Rule
 from course_utils.data.world import tasks
 from course_utils.lab import BASE_MODEL
 from course_utils.setup import places
@@ -464,7 +468,7 @@ def test_many_rows_in_several_processes_give_the_same(tmp_path, monkeypatch):
     card = sources.read_card(make_card(tmp_path))
     rows = [tiny_rows(question=f"Why {i}?", rating=float(i % 6)) for i in range(300)]
     alone, dropped = sources.to_pairs(card, Dataset.from_list(rows))
-    monkeypatch.setattr(sources.mapping, "_LARGE", 100)
+    monkeypatch.setattr("course_utils.data.texts._LARGE", 100)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     shared, same = sources.to_pairs(card, Dataset.from_list(rows))
     assert shared.to_list() == alone.to_list() and same == dropped
@@ -497,8 +501,8 @@ def test_many_rows_in_several_processes_give_the_same(tmp_path, monkeypatch):
             ),
             "reads question, bad, which `dataset_info` does not list. It lists good",
         ),
-        (card_text(prompt="question"), "tiny.md: `prompt` must give"),
-        (card_text(prompt={"system": "s"}), "tiny.md: `prompt` must give"),
+        (card_text(prompt="question"), "tiny.md: `prompt` is 'question'; it must be"),
+        (card_text(prompt={"system": "s"}), "tiny.md: `prompt` is a mapping; it must"),
         (card_text().replace("# Tiny", "Tiny"), "tiny.md has no `# title`"),
         (card_text().replace("license", "licence"), "tiny.md has no `license:`"),
     ],
@@ -510,7 +514,7 @@ def test_a_faulty_card_is_named_with_its_fault(tmp_path, text, words):
 
 def test_two_cards_of_one_source_are_refused(tmp_path):
     make_card(tmp_path)
-    (tmp_path / "other.md").write_text(card_text())
+    (tmp_path / "other.md").write_text(card_text(), encoding="utf-8")
     with pytest.raises(ValueError, match="tiny.md and other.md both describe 'tiny'"):
         sources.cards(tmp_path)
 
@@ -553,19 +557,132 @@ def test_a_column_of_another_type_is_named_with_the_card(tmp_path, rows, words):
         sources.to_pairs(card, Dataset.from_list(rows))
 
 
+# --- rules --------------------------------------------------------------------------
+
+ALLOWED = "allowed are names of columns"
+
+
+@pytest.mark.promise(
+    "a card's `keep` rule holds code", "the card is refused by name; nothing runs"
+)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "@os.system('touch MARK') == 0",
+        "__import__('os').system('touch MARK') == 0",
+        "rating.__class__ == 1",
+        "rating.map(print) == 1",
+        "`rating`.sum() > 1",
+        "[x for x in (1, 2)]",
+        "(lambda: True)()",
+        "f'{rating}' == 'a'",
+        "rating + 1 > 2",
+        "rating if flagged else flagged",
+        "(rating := 4) > 3",
+        "question[0] == 'W'",
+        "rating & flagged",
+        "~flagged",
+        "rating is None",
+        "rating == None",
+        "rating in question",
+        "rating in []",
+        "rating in [bad]",
+        "`__class__` == 1",
+        "question == b'Why?'",
+        "rating == 99999999999999999999",
+        "-'a' == question",
+    ],
+)
+def test_a_rule_is_read_and_never_executed(tmp_path, rule):
+    mark = tmp_path / "mark"
+    path = make_card(tmp_path, keep=rule.replace("MARK", str(mark)))
+    with pytest.raises(ValueError, match=f"tiny.md: the rule .*{ALLOWED}"):
+        sources.read_card(path)
+    card = sources.read_card(make_card(tmp_path))
+    careless = replace(card, keep=rule.replace("MARK", str(mark)))
+    with pytest.raises(ValueError, match=f"tiny.md: the rule .*{ALLOWED}"):
+        sources.to_pairs(careless, Dataset.from_list(TINY))
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("score >= 5", "fails on these rows.*score.*it can use: question, good"),
-        ("rating >=", "fails on these rows"),
-        ("rating", "does not say yes or no"),
+        ("rating >=", "cannot be read"),
+        ("rating >= 4; flagged", "cannot be read"),
+        ("import os", "cannot be read"),
+        ("rating\0 > 1", "cannot be read"),
+        ("(" * 400 + "flagged" + ")" * 400, "cannot be read"),
+        ("not " * 400 + "flagged", "is longer than 1,000 characters"),
         ("1 == 1", "does not say yes or no"),
+        ("True", "does not say yes or no"),
+        ("flagged and 5", "does not say yes or no"),
     ],
 )
-def test_a_rule_that_cannot_be_applied_is_shown(tmp_path, rule, words):
+def test_a_rule_that_cannot_be_read_is_refused_with_the_card(tmp_path, rule, words):
+    with pytest.raises(ValueError, match=f"tiny.md: the rule .*{words}"):
+        sources.read_card(make_card(tmp_path, keep=rule))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("score >= 5", "compares score; columns it can use: question, good"),
+        ("print == 1", "compares print; columns it can use: question, good"),
+        ("rating", "does not say yes or no of every row: column rating holds numbers"),
+        ("rating >= 'four'", "column rating holds numbers, 'four' is text"),
+        ("good == 1", "column good holds text, 1 is numbers"),
+        ("good in ['So.', 2]", "column good holds text, 2 is numbers"),
+    ],
+)
+def test_a_rule_that_does_not_fit_the_rows_is_shown(tmp_path, rule, words):
     card = sources.read_card(make_card(tmp_path, keep=rule))
-    with pytest.raises(ValueError, match=f"(?s)tiny.md: the rule `{rule}` {words}"):
+    with pytest.raises(ValueError, match=f"tiny.md: the rule `.*` .*{words}"):
         sources.to_pairs(card, Dataset.from_list(TINY))
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("r >= 4 and not f", [False, None, None, False]),
+        ("r > 4 or f", [True, None, None, True]),
+        ("4 <= r < 6", [True, None, None, False]),
+        ("4 <= r and r < 6 or s == 'é'", [True, None, None, True]),
+        ("r >= -1.5", [True, None, None, True]),
+        ("`a-b` in [1, 3]", [True, False, True, None]),
+        ("s not in ('tie', '`x`')", [False, True, None, True]),
+        ('s == "tie" or s == "a@b|c"', [True, True, None, False]),
+        ("f == 1", [True, False, None, True]),
+        ("f != True", [False, True, None, False]),
+        ("`a-b` <= r", [True, None, None, None]),
+        ("n > 3", [None] * 4),
+        ("not n", [None] * 4),
+        ("f == False or n == 'a'", [None, True, None, None]),
+    ],
+)
+def test_a_rule_says_yes_no_or_nothing_of_every_row(rule, expected):
+    """Three values, as in SQL: a missing rating is neither high nor low."""
+    table = pa.table(
+        {
+            "r": [5.0, float("nan"), None, 1.0],
+            "f": [True, False, None, True],
+            "s": ["tie", "a@b|c", None, "é"],
+            "a-b": [1, 2, 3, None],
+            "n": pa.nulls(4),
+        }
+    )
+    assert Rule(rule).mask(table).to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["rating >= 4 and not flagged", "3.5 < rating <= 5", "good != 'So.' or flagged"],
+)
+def test_a_rule_keeps_the_rows_that_pandas_keeps(tmp_path, rule):
+    rows = [row | {"good": f"So {n}."} for n, row in enumerate(TINY[:4])]
+    card = sources.read_card(make_card(tmp_path, keep=rule))
+    pairs, _ = sources.to_pairs(card, Dataset.from_list(rows))
+    assert list(pairs["row"]) == list(pd.DataFrame(rows).query(rule).index)
 
 
 # --- where rows come from -----------------------------------------------------------
@@ -613,7 +730,7 @@ def test_one_file_of_one_s_own_is_enough(private_cache, suffix):
         (
             "toxic.jsonl",
             '{"prompt": "a"}\n{"prompt": \n',
-            r"toxic\.jsonl cannot be read",
+            r"toxic\.jsonl, line 2 is not JSON",
         ),
         ("toxic.parquet", "no parquet", r"toxic\.parquet cannot be read as parquet"),
         ("toxic.xlsx", "x", r"toxic\.xlsx: rows are read from jsonl, json, parquet"),
@@ -621,7 +738,7 @@ def test_one_file_of_one_s_own_is_enough(private_cache, suffix):
 )
 def test_a_broken_file_is_named(private_cache, name, content, words):
     path = private_cache / name
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=words):
         sources.load_rows(CARDS["toxic"], path)
 

@@ -1,6 +1,7 @@
 """Downloading the real sources, against a stand-in of the hub with their schemas."""
 
 import json
+import pickle
 
 import pytest
 from datasets import Dataset
@@ -106,6 +107,28 @@ def test_every_way_to_fail_says_what_to_do_and_leaves_the_cache_usable(rows, tmp
         offline = load(hub, ["cut", "busy", "late"])
         assert (offline["cut"], offline["busy"]) == (40, 40)
         assert "the hub cannot be reached" in offline["late"]
+
+
+@pytest.mark.promise(
+    "a data set of the hub that needs a script or pickles", "refused; nothing runs"
+)
+def test_a_data_set_that_would_run_code_is_refused(tmp_path):
+    mark = tmp_path / "ran"
+    script = f"open({str(mark)!r}, 'w').close()\n"
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(mark), "w")
+
+    pickled = tmp_path / "train.pkl"
+    pickled.write_bytes(pickle.dumps(Evil()))
+    with Hub() as hub:
+        hub.add("owner/script", {"README.md": "# Pairs\n", "script.py": script})
+        hub.add("owner/pickled", {"README.md": "# Pairs\n", "train.pkl": pickled})
+        told = load(hub, ["script", "pickled"])
+    assert not mark.exists()
+    for name, message in told.items():
+        assert f"owner/{name}: loading it would run code" in str(message), told
 
 
 QUESTIONS = {

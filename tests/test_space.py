@@ -57,28 +57,30 @@ def app(folder, model, monkeypatch):
 def test_the_folder_is_ready_to_push(folder):
     names = ["README.md", "app.py", "requirements.txt", "space.json"]
     assert folders.files_in(folder) == names
-    head = (folder / "README.md").read_text().split("---")[1]
+    head = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
     front = yaml.safe_load(head)
     assert front["sdk"] == "gradio" and front["app_file"] == "app.py"
     assert front["models"] == ["someone/orpo-lab"]
     assert front["license"] == "apache-2.0" and front["title"] == "orpo-lab"
-    assert json.loads((folder / "space.json").read_text())["model"] == (
+    assert json.loads((folder / "space.json").read_text(encoding="utf-8"))["model"] == (
         "someone/orpo-lab"
     )
 
 
 def test_gradios_version_is_the_pinned_one(folder):
-    pins = (places.checkout() / "constraints.txt").read_text()
+    pins = (places.checkout() / "constraints.txt").read_text(encoding="utf-8")
     assert f"\ngradio=={space_folder.GRADIO}\n" in pins
-    assert f"sdk_version: {space_folder.GRADIO}" in (folder / "README.md").read_text()
+    assert f"sdk_version: {space_folder.GRADIO}" in (folder / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_requirements_are_what_the_app_imports(folder):
-    lines = (folder / "requirements.txt").read_text().splitlines()
+    lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines]
     assert all(str(pin.specifier).startswith("==") for pin in pins)
     assert not any("+" in str(pin.specifier) for pin in pins)  # no build of one machine
-    tree = ast.parse((folder / "app.py").read_text())
+    tree = ast.parse((folder / "app.py").read_text(encoding="utf-8"))
     imported = {
         name.split(".")[0]
         for node in ast.walk(tree)
@@ -96,9 +98,9 @@ def test_requirements_are_what_the_app_imports(folder):
 def test_llama_3_is_named_on_the_page(tmp_path):
     llama = "meta-llama/Meta-Llama-3-8B"
     write(tmp_path / "s", "someone/Llama-3-8B-ORPO", llama, "llama3")
-    text = (tmp_path / "s" / "README.md").read_text()
+    text = (tmp_path / "s" / "README.md").read_text(encoding="utf-8")
     assert "Built with Meta Llama 3" in text
-    settings = json.loads((tmp_path / "s" / "space.json").read_text())
+    settings = json.loads((tmp_path / "s" / "space.json").read_text(encoding="utf-8"))
     assert settings["description"].startswith("Built with Meta Llama 3. ")
     with pytest.raises(ValueError, match="begins with"):
         write(tmp_path / "t", "someone/OrpoLlama-3-8B", llama, "llama3")
@@ -138,10 +140,10 @@ def test_a_key_among_the_examples(tmp_path):
 )
 def test_another_folder_is_not_replaced(tmp_path):
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "thesis.txt").write_text("years")
+    (tmp_path / "docs" / "thesis.txt").write_text("years", encoding="utf-8")
     with pytest.raises(FileExistsError, match="thesis.txt is not part of a Space"):
         write(tmp_path / "docs")
-    assert (tmp_path / "docs" / "thesis.txt").read_text() == "years"
+    assert (tmp_path / "docs" / "thesis.txt").read_text(encoding="utf-8") == "years"
     write(tmp_path / "s")
     assert write(tmp_path / "s") == write(tmp_path / "t")
 

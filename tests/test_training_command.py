@@ -45,7 +45,7 @@ def pairs(tmp_path_factory):
     """A file with 40 pairs of the lab."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     rows = run.mixing.build().train.select_columns(list(run.COLUMNS)).select(range(40))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -107,6 +107,7 @@ def launch(base, config, script, *arguments):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        encoding="utf-8",
     )
 
 
@@ -117,7 +118,7 @@ def finished(process):
 
 
 def losses(folder):
-    log = json.loads((folder / "run.json").read_text())["log"]
+    log = json.loads((folder / "run.json").read_text(encoding="utf-8"))["log"]
     return [row["loss"] for row in log]
 
 
@@ -147,7 +148,7 @@ def alone(base, asked, tmp_path_factory):
 def test_what_a_run_leaves_behind(alone, base):
     assert len(alone.losses) == STEPS
     assert alone.losses[-1] < alone.losses[0] - 0.2  # it learns, so it can differ
-    record = json.loads((alone.folder / "run.json").read_text())
+    record = json.loads((alone.folder / "run.json").read_text(encoding="utf-8"))
     assert record["command"] == "test" and record["settings"]["batch_size"] == 8
     assert record["processes"] == 1 and record["by_process"][0]["tokens"] > 0
     assert all(row["seconds"] > 0 for row in record["log"])
@@ -226,7 +227,7 @@ def test_fsdp2_equals_one_process_and_its_adapter_loads_on_one(
     script = [str(FSDP_ON_CPU), *asked, *FAST, "--save-steps", "0"]
     finished(launch(base, "fsdp", script, "--output", tmp_path))
     assert_same(tmp_path, alone)
-    record = json.loads((tmp_path / "run.json").read_text())
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert record["distributed"] == "FSDP" and len(record["by_process"]) == 2
     tokens = [process["tokens"] for process in record["by_process"]]
     assert sum(tokens) == alone.record["by_process"][0]["tokens"]
@@ -249,6 +250,7 @@ def test_a_process_that_waits_in_a_library_ends_when_told(tmp_path):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        encoding="utf-8",
     )
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
@@ -354,10 +356,10 @@ def test_levers_are_named_and_typed():
 
 def test_a_file_of_pairs_that_is_none_is_refused_with_its_line(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    path.write_text('{"prompt": []}\n{"prompt"\n')
+    path.write_text('{"prompt": []}\n{"prompt"\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"pairs.jsonl, line 2 is not JSON"):
         run.read_json_lines(path)
-    path.write_text("[1]\n")
+    path.write_text("[1]\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is not an object"):
         run.read_json_lines(path)
     missing = ["--output", "x", "--pairs-file", str(tmp_path / "none.jsonl")]

@@ -1,8 +1,4 @@
-"""Which loss term sees which token of a pair, to read and to look at.
-
-Knows: the two terms of TRL's ORPO loss and the labels of a pair.
-Does not know: log-probs, models.
-"""
+"""Which loss term sees which token of a pair, to read and to look at."""
 
 import html
 from dataclasses import dataclass
@@ -21,14 +17,14 @@ _MEANING = {
 # Okabe-Ito colours: colour-blind readers tell them apart. The line under a token says
 # the same, and so does the region's name, for pages that strip styles.
 _STYLE = {
-    NONE: "background:#ffffff;border-bottom:2px dotted #999999",
-    NLL: "background:#e6e6e6;border-bottom:2px dashed #555555",
-    BOTH: "background:#b3d9f2;border-bottom:2px solid #0072b2",
-    ODDS: "background:#f9d9a8;border-bottom:4px double #d55e00",
+    NONE: "color:#111111;background:#ffffff;border-bottom:2px dotted #999999",
+    NLL: "color:#111111;background:#e6e6e6;border-bottom:2px dashed #555555",
+    BOTH: "color:#111111;background:#b3d9f2;border-bottom:2px solid #0072b2",
+    ODDS: "color:#111111;background:#f9d9a8;border-bottom:4px double #d55e00",
 }
 
 
-def loss_view(tokenizer, pair, max_length):
+def loss_view(tokenizer, pair: dict, max_length: int) -> dict[str, list]:
     """Which term of TRL's ORPO loss sees each token of a pair.
 
     Arguments as tokenize_pair.
@@ -50,7 +46,7 @@ def loss_view(tokenizer, pair, max_length):
     return view
 
 
-def show_loss_view(tokenizer, pair, max_length):
+def show_loss_view(tokenizer, pair: dict, max_length: int) -> "LossView":
     """loss_view as an object that Jupyter draws and print writes; same arguments."""
     return LossView(loss_view(tokenizer, pair, max_length))
 
@@ -61,7 +57,7 @@ class LossView:
 
     rows: dict
 
-    def counts(self):
+    def counts(self) -> dict[tuple[str, str], int]:
         """{(side, region): number of tokens}."""
         return {
             (side, region): sum(r == region for _, r in tokens)

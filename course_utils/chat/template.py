@@ -1,7 +1,6 @@
 """The Llama 3 chat format on a base model's tokenizer.
 
-Knows: the format and the special tokens it needs.
-Does not know: models (see `untrained` for their embedding rows), pairs, labels.
+See `untrained` for the embedding rows of its special tokens in a model.
 """
 
 import re
@@ -40,7 +39,7 @@ LLAMA3_TEMPLATE = (
 )
 
 
-def use_llama3_chat(tokenizer):
+def use_llama3_chat(tokenizer) -> list[int]:
     """Give a Llama 3 base tokenizer the chat format: template, end and padding token.
 
     tokenizer: changed in place. Its vocabulary keeps its size, so no embedding is
@@ -70,9 +69,9 @@ def use_llama3_chat(tokenizer):
     if not _keeps_header_apart(tokenizer):
         raise ValueError(
             f"this tokenizer ({label}) reads the line breaks before an answer "
-            "otherwise than at the end of a prompt: training and generation would see "
-            "different prompts. Use a tokenizer that splits line breaks from text, as "
-            "Llama 3's does."
+            "differently than at the end of a prompt: training and generation would "
+            "see different prompts. Use a tokenizer that splits line breaks from text, "
+            "as Llama 3's does."
         )
     tokenizer.chat_template = LLAMA3_TEMPLATE
     tokenizer.bos_token = BOS

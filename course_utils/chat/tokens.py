@@ -1,13 +1,12 @@
-"""A pair of messages as token ids and labels, the same as TRL 1.16's ORPOTrainer.
+"""A pair of messages as token ids and labels, the same as TRL 1.16's ORPOTrainer."""
 
-Knows: how TRL splits, appends and cuts.
-Does not know: whether a pair is any good (`pairs`), which loss reads it (`loss_view`).
-"""
-
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-IGNORE_INDEX = -100
+import numpy as np
+
+from course_utils.orpo import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -21,21 +20,26 @@ class TokenizedPair:
     chosen_lost_end, rejected_lost_end: True where the cut took the answer's end token.
     """
 
-    prompt_ids: list
-    chosen_ids: list
-    rejected_ids: list
-    chosen_input_ids: list
-    rejected_input_ids: list
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_input_ids: list[int]
+    rejected_input_ids: list[int]
     chosen_lost_end: bool
     rejected_lost_end: bool
 
     @property
-    def chosen_labels(self):
+    def has_answers(self) -> bool:
+        """Has each answer a token to score?"""
+        return has_answer(self.chosen_labels) and has_answer(self.rejected_labels)
+
+    @property
+    def chosen_labels(self) -> list[int]:
         """As long as chosen_input_ids; -100 on the prompt."""
         return _labels(self.chosen_input_ids, self.chosen_ids)
 
     @property
-    def rejected_labels(self):
+    def rejected_labels(self) -> list[int]:
         """As long as rejected_input_ids; -100 on the prompt."""
         return _labels(self.rejected_input_ids, self.rejected_ids)
 
@@ -44,7 +48,17 @@ def _labels(input_ids, answer_ids):
     return [IGNORE_INDEX] * (len(input_ids) - len(answer_ids)) + answer_ids
 
 
-def tokenize_pair(tokenizer, pair, max_length):
+def has_answer(labels: Sequence[int]) -> bool:
+    """Is there an answer token to score? The first token is never predicted."""
+    return bool((np.asarray(labels)[1:] != IGNORE_INDEX).any())
+
+
+def scored_ids(labels: Sequence[int]) -> list[int]:
+    """The labels that a loss reads: those of answer tokens."""
+    return [label for label in labels if label != IGNORE_INDEX]
+
+
+def tokenize_pair(tokenizer, pair: dict, max_length: int) -> TokenizedPair:
     """Tokenise a pair as TRL 1.16's ORPOTrainer does.
 
     tokenizer: with a chat template.
@@ -52,7 +66,7 @@ def tokenize_pair(tokenizer, pair, max_length):
         assistant message]}; other keys are ignored.
     max_length: tokens of prompt and answer together; only the answer is cut.
     Returns: TokenizedPair. A prompt of max_length tokens or more leaves no answer.
-    Raises: ValueError if prompt and answer cannot be told apart in the tokens.
+    Raises: ValueError if the tokens do not show where the answer begins.
     """
     prompt, chosen, rejected = _render(tokenizer, pair)
     prompt_ids = _encode(tokenizer, prompt)
@@ -74,12 +88,11 @@ def tokenize_pair(tokenizer, pair, max_length):
     return TokenizedPair(**columns)
 
 
-def pair_lengths(tokenizer, pairs):
+def pair_lengths(tokenizer, pairs: Iterable[dict]) -> list[int]:
     """Tokens of prompt and the longer answer of every pair, end token included.
 
     tokenizer: with a chat template. pairs: iterable of pairs, as for `tokenize_pair`,
-    which takes ten times as long to say the same.
-    Returns: list of int.
+    which takes ten times as long for the same numbers.
     """
     texts = [_render(tokenizer, pair)[1:] for pair in pairs]
     lengths = []
@@ -95,11 +108,11 @@ def pair_lengths(tokenizer, pairs):
 
 
 def _render(tokenizer, pair):
-    """The text of the prompt, and of the whole conversation with either answer."""
+    """The text of the prompt, and of the conversation with either answer."""
     prompt = tokenizer.apply_chat_template(
         pair["prompt"], tokenize=False, add_generation_prompt=True
     )
-    whole = []
+    conversations = []
     for side in ("chosen", "rejected"):
         text = tokenizer.apply_chat_template(
             pair["prompt"] + pair[side], tokenize=False
@@ -107,8 +120,8 @@ def _render(tokenizer, pair):
         # Some templates end the generation prompt with text that no written answer
         # begins with.
         prompt = _common_prefix(prompt, text)
-        whole.append(text)
-    return prompt, *whole
+        conversations.append(text)
+    return prompt, *conversations
 
 
 def _common_prefix(first, second):
@@ -122,7 +135,7 @@ def _encode(tokenizer, text):
 
 
 def _split(prompt_ids, ids):
-    """The ids of the whole text, cut into prompt and answer."""
+    """The ids of a conversation, cut into prompt and answer."""
     if len(ids) < len(prompt_ids):
         raise ValueError(
             f"the prompt has {len(prompt_ids)} tokens, more than the {len(ids)} of "
@@ -131,7 +144,7 @@ def _split(prompt_ids, ids):
         )
     end = len(prompt_ids)
     if ids[:end] != prompt_ids:
-        # The prompt's last token reads otherwise once an answer follows: TRL gives it
+        # The prompt's last token is another one once an answer follows: TRL gives it
         # to the answer.
         end -= 1
     return ids[:end], ids[end:]

@@ -1,8 +1,6 @@
-"""Which tokens' embedding rows look as if no training ever touched them.
+"""Which tokens' embedding rows look as if no training ever touched them."""
 
-Knows: the input embedding and the output head of a causal language model.
-Does not know: tokenizers, templates, why a token matters.
-"""
+from collections.abc import Iterable
 
 import torch
 
@@ -11,7 +9,7 @@ CLONE_COSINE = 0.95
 _ROWS_AT_ONCE = 16_384  # an fp32 copy of 128k x 4,096 would take 2 GiB
 
 
-def untrained_token_ids(model, ids):
+def untrained_token_ids(model, ids: Iterable[int]) -> tuple[list[int], list[dict]]:
     """Which of these tokens look untrained, and the numbers that say so.
 
     model: a transformers causal language model. ids: token ids.

@@ -1,15 +1,15 @@
-"""What a pair needs to survive tokenisation, and proof that labels hold answers only.
+"""What a pair needs to survive tokenisation, and proof that labels hold answers."""
 
-Knows: the shape of a pair, a tokenizer's control tokens, max_length.
-Does not know: whether an answer is good, where the pair came from.
-"""
+from collections.abc import Iterable
 
-import re
-from collections import Counter
+import numpy as np
+from jinja2 import TemplateError
 
-from course_utils.chat.tokens import IGNORE_INDEX, TokenizedPair, tokenize_pair
+from course_utils.chat.tokens import TokenizedPair, scored_ids, tokenize_pair
+from course_utils.data import texts
 
 ROLES = ("system", "user", "assistant")
+FIELDS = ("prompt", "chosen", "rejected")
 _LISTED = 5  # problems spelled out in one error
 
 
@@ -21,90 +21,87 @@ class _Problem(Exception):
         self.key = f"{field}: {reason}"
 
 
-def check_pairs(pairs, tokenizer, max_length, on_problem="raise"):
+def check_pairs(
+    pairs: Iterable[dict], tokenizer, max_length: int, on_problem: str = "raise"
+) -> tuple[list[dict], texts.Dropped]:
     """Refuse pairs that would train on something else than they say.
 
     pairs: iterable of {"prompt": [messages], "chosen": [assistant], "rejected":
-        [assistant]}.
+        [assistant]}; a field may be an array of messages, as pandas reads it.
     tokenizer: with its chat template set. max_length: as in the training configuration.
     on_problem: "raise" ends with an error that names the faulty rows; "drop" leaves
-        them out.
-    Returns: (kept, counts). kept: list of the good pairs, as they came. counts: Counter
-        of reasons, such as "prompt: fills max_length", and of kept rows whose answer
-        loses its end token to max_length, "chosen: loses its end token (kept)".
-    Raises: ValueError naming row and field, for: a missing or empty prompt, chosen or
-        rejected; content that is no string; unknown roles; a prompt that does not end
-        with the user; chosen and rejected alike; special tokens in the text, which
-        would become control tokens; a prompt of max_length tokens or more (TRL 1.16
-        computes NaN from it). Also for an unknown on_problem.
+        them out, whatever is wrong with them.
+    Returns: (kept, counts). kept: the good pairs, their messages in lists. counts:
+        {reason: rows}, such as "prompt: fills max_length", and of kept rows whose
+        answer loses its end token to max_length, "chosen: loses its end token (kept)";
+        counts.rows has the rows' numbers.
+    Raises: ValueError naming row and field, for: a row that is no dict; a missing or
+        empty prompt, chosen or rejected; content that is no string or not Unicode;
+        unknown roles; a prompt that does not end with the user; chosen and rejected
+        alike (see `texts.normalise`); control tokens in the text; a prompt of
+        max_length tokens or more (TRL 1.16 computes NaN from it). Also for an unknown
+        on_problem.
     """
     if on_problem not in ("raise", "drop"):
         raise ValueError(f'on_problem must be "raise" or "drop", got {on_problem!r}.')
-    control = _control_tokens(tokenizer)
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    control = texts.control_pattern(special)
 
-    kept, counts, listed = [], Counter(), []
+    kept, counts, problems = [], texts.Dropped(), []
     for row, pair in enumerate(pairs):
         try:
-            tokens = _check(pair, tokenizer, max_length, control)
+            pair, tokens = _check(pair, tokenizer, max_length, control)
         except _Problem as problem:
-            counts[problem.key] += 1
-            listed.append(f"row {row}, {problem}")
+            counts.drop(problem.key, row)
+            problems.append(f"row {row}, {problem}")
             continue
         kept.append(pair)
         for side in ("chosen", "rejected"):
-            counts[f"{side}: loses its end token (kept)"] += getattr(
-                tokens, f"{side}_lost_end"
-            )
-    if listed and on_problem == "raise":
-        more = (
-            f"\n... and {len(listed) - _LISTED} more rows"
-            if len(listed) > _LISTED
-            else ""
-        )
-        raise ValueError(
-            "\n".join(listed[:_LISTED])
-            + more
-            + '\nMend these rows, or pass on_problem="drop".'
-        )
-    return kept, +counts
-
-
-def _control_tokens(tokenizer):
-    """A pattern that finds any special token of the tokenizer written out in a text."""
-    added = tokenizer.added_tokens_decoder.values()
-    names = sorted((t.content for t in added if t.special), key=len, reverse=True)
-    # Without special tokens the pattern must match nothing, not everything.
-    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+            if getattr(tokens, f"{side}_lost_end"):
+                counts.drop(f"{side}: loses its end token (kept)", row)
+    if problems and on_problem == "raise":
+        lines = problems[:_LISTED]
+        if len(problems) > _LISTED:
+            lines.append(f"... and {len(problems) - _LISTED} more rows")
+        lines.append('Correct these rows, or pass on_problem="drop".')
+        raise ValueError("\n".join(lines))
+    return kept, counts
 
 
 def _check(pair, tokenizer, max_length, control):
-    prompt = _messages(pair, "prompt", control)
-    if prompt[-1]["role"] != "user":
+    """(pair with its messages in lists, its tokens), or a _Problem."""
+    if not isinstance(pair, dict):
+        raise _Problem(
+            "row",
+            f"is {type(pair).__name__} instead of a dict",
+            "Give prompt, chosen and rejected.",
+        )
+    pair = pair | {field: _messages(pair, field, control) for field in FIELDS}
+    if pair["prompt"][-1]["role"] != "user":
         raise _Problem(
             "prompt",
-            f"ends with role {prompt[-1]['role']!r}",
+            f"ends with role {pair['prompt'][-1]['role']!r}",
             "The answer must follow a user message.",
         )
-    answers = {}
     for side in ("chosen", "rejected"):
-        messages = _messages(pair, side, control)
-        if len(messages) != 1 or messages[0]["role"] != "assistant":
-            roles = [message["role"] for message in messages]
+        roles = [message["role"] for message in pair[side]]
+        if roles != ["assistant"]:
             raise _Problem(
                 side,
-                f"is not one assistant message but {len(messages)} "
+                f"is not one assistant message but {len(roles)} "
                 f"({', '.join(roles[:4])})",
                 "Move the turns before the last answer to prompt, or they are scored "
                 "as response.",
             )
-        answers[side] = messages[0]["content"].strip()
-    if answers["chosen"] == answers["rejected"]:
+    if texts.same_text(*(pair[side][0]["content"] for side in ("chosen", "rejected"))):
         raise _Problem(
             "rejected", "equals chosen", "Such a pair has no preference to learn."
         )
-
-    tokens = tokenize_pair(tokenizer, pair, max_length)
-    if not tokens.chosen_ids or not tokens.rejected_ids:
+    try:
+        tokens = tokenize_pair(tokenizer, pair, max_length)
+    except (ValueError, TemplateError) as error:
+        raise _Problem("row", "cannot be tokenised", str(error)) from error
+    if not tokens.has_answers:
         raise _Problem(
             "prompt",
             "fills max_length",
@@ -117,13 +114,17 @@ def _check(pair, tokenizer, max_length, control):
             "equals chosen within max_length",
             "They differ only where both are cut.",
         )
-    return tokens
+    return pair, tokens
 
 
 def _messages(pair, field, control):
-    """The field's list of messages, or a _Problem that says what is wrong with it."""
+    """The field's messages as a list, or a _Problem that says what is wrong."""
     messages = pair.get(field)
-    if messages is None or len(messages) == 0:
+    if isinstance(messages, np.ndarray):
+        messages = messages.tolist()
+    # NaN, which pandas writes for a missing value, is the one float unlike itself.
+    nan = isinstance(messages, float) and messages != messages
+    if messages is None or nan or (isinstance(messages, list | tuple) and not messages):
         raise _Problem(
             field, "is missing or empty", "Every row needs prompt, chosen and rejected."
         )
@@ -134,6 +135,12 @@ def _messages(pair, field, control):
             'Give a list of messages, [{"role": ..., "content": ...}]: TRL scores '
             "templated strings as they are.",
         )
+    if not isinstance(messages, list | tuple):
+        raise _Problem(
+            field,
+            f"is {type(messages).__name__} instead of a list of messages",
+            "Give role and content.",
+        )
     for message in messages:
         if not isinstance(message, dict):
             raise _Problem(
@@ -142,7 +149,7 @@ def _messages(pair, field, control):
                 "Give role and content.",
             )
         role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise _Problem(
                 field, f"has unknown role {role!r}", f"Known roles: {', '.join(ROLES)}."
             )
@@ -152,7 +159,13 @@ def _messages(pair, field, control):
                 f"has content of type {type(content).__name__}",
                 f"The {role}'s text must be a string.",
             )
-        if not content.strip():
+        if not texts.is_unicode(content):
+            raise _Problem(
+                field,
+                f"has half of a surrogate pair in its {role} text",
+                "Such text cannot be written as UTF-8. Read its source again.",
+            )
+        if texts.is_blank(content):
             raise _Problem(
                 field,
                 f"has an empty {role} message",
@@ -165,10 +178,12 @@ def _messages(pair, field, control):
                 f"holds the control token {found[0]} in its {role} text",
                 "Tokenised, it would end or open a turn. Remove it from the text.",
             )
-    return messages
+    return list(messages)
 
 
-def assert_labels_hold_no_user_text(trainer_or_rows, tokenizer, pairs):
+def assert_labels_hold_no_user_text(
+    trainer_or_rows, tokenizer, pairs: list[dict]
+) -> int:
     """Prove that the scored tokens are the answers, and nothing of the prompt.
 
     trainer_or_rows: a TRL ORPOTrainer, its train_dataset, or rows with chosen_labels
@@ -194,7 +209,7 @@ def assert_labels_hold_no_user_text(trainer_or_rows, tokenizer, pairs):
             labels = (
                 getattr(row, column) if isinstance(row, TokenizedPair) else row[column]
             )
-            ids = [label for label in labels if label != IGNORE_INDEX]
+            ids = scored_ids(labels)
             if ids[-1:] == [tokenizer.eos_token_id]:
                 ids = ids[:-1]
             # A cut inside a character decodes to the replacement character.

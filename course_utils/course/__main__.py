@@ -3,8 +3,8 @@
 import sys
 
 from course_utils.course.commands import main
+from course_utils.setup.printing import print_safely
 
 if __name__ == "__main__":
-    # A finding may hold β or ×, which not every Windows console can print.
-    sys.stdout.reconfigure(errors="replace")
+    print_safely()
     sys.exit(main())

@@ -1,41 +1,40 @@
-"""What the commands say on the terminal: progress while a notebook runs, and a table.
+"""What the commands say on the terminal: progress of a notebook, and a table."""
 
-Knows: terminals, and logs that are none.
-Does not know: notebooks.
-"""
-
+import io
 import shutil
 import sys
-import textwrap
 import time
+from collections.abc import Sequence
 
-LOG_SECONDS = 20  # how often a log that is no terminal gets a line of progress
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+LOG_SECONDS = 20  # how often a log, which is no terminal, gets a line of progress
 
 
-def table(rows, width=None):
+def table(rows: Sequence[dict], width: int | None = None) -> str:
     """The closing table, as text that fits `width` characters (the terminal's)."""
-    width = width or shutil.get_terminal_size((110, 24)).columns
-    head = ("notebook", "minutes", "headline finding", "where to look")
-    first = max(len(head[0]), *(len(row["name"]) for row in rows))
-    last = max(len(head[3]), *(len(row["where"]) for row in rows))
-    middle = max(30, width - first - last - len(head[1]) - 6)
-    lines = [f"{head[0]:<{first}}  {head[1]}  {head[2]:<{middle}}  {head[3]}"]
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("notebook", no_wrap=True)
+    grid.add_column("minutes", justify="right")
+    grid.add_column("headline finding")
+    grid.add_column("where to look", no_wrap=True)
     for row in rows:
-        words = textwrap.wrap(row["finding"] or "–", middle) or ["–"]
-        lines.append(
-            f"{row['name']:<{first}}  {row['minutes']:>{len(head[1])}}  "
-            f"{words[0]:<{middle}}  {row['where']}"
-        )
-        indent = " " * (first + len(head[1]) + 4)
-        lines += [indent + line for line in words[1:]]
-    return "\n".join(lines)
+        cells = row["name"], row["minutes"], row["finding"] or "–", row["where"]
+        grid.add_row(*map(escape, cells))
+    out = io.StringIO()
+    width = width or shutil.get_terminal_size((110, 24)).columns
+    Console(file=out, width=width, color_system=None, highlight=False).print(grid)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 class Progress:
     """Says how far a notebook is: one line rewritten on a terminal, few in a log."""
 
-    def __init__(self, name):
-        self.name, self.terminal = name, sys.stdout.isatty()
+    def __init__(self, name: str, alone: bool = True):
+        # Several notebooks at a time cannot share one line.
+        self.name, self.terminal = name, alone and sys.stdout.isatty()
         self.start = self.last = time.monotonic()
         print(f"{name}: started", end="" if self.terminal else "\n", flush=True)
 

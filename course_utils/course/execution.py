@@ -7,6 +7,7 @@ Does not know: where notebooks come from, where they are kept, or what they teac
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import date
 from importlib.metadata import version
 from platform import python_version
@@ -16,6 +17,8 @@ import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
+
+from course_utils.setup import threads
 
 LIBRARIES = (
     "torch",
@@ -47,22 +50,18 @@ def library_versions():
     return {name: version(name) for name in LIBRARIES}
 
 
-def usable_cores():
-    """How many CPU cores this process may use (a container may grant few of many)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def execute(notebook, folder, profile, progress=None):
+def execute(notebook, folder, profile, progress=None, stop=None, settings=None):
     """Run `notebook` in place and return the record of its run.
 
     folder: the kernel's working directory.
     profile: the value of COURSE_PROFILE that the cells see.
     progress: called every quarter of a second as progress(cells_done, cells_in_all).
+    stop: a threading.Event; once it is set, the kernel is ended as by Ctrl-C.
+    settings: more environment variables for the kernel.
     Returns: a dict with profile, python, versions, seconds (wall clock), cores,
     peak_memory_gib (resident, kernel and its children) and executed_on (ISO date).
     Raises: NotebookBrokeError; the notebook then holds the outputs up to that cell.
+        KeyboardInterrupt on Ctrl-C and `stop`, after the kernel was ended.
     """
     _clear(notebook)
     total = sum(map(_is_run, notebook.cells))
@@ -80,10 +79,10 @@ def execute(notebook, folder, profile, progress=None):
         on_notebook_start=lambda notebook: watcher.watch(client.km.provisioner.pid),
         on_cell_executed=lambda **_: watcher.count(),
     )
-    environment = {**os.environ, **QUIET, "COURSE_PROFILE": profile}
+    environment = {**os.environ, **QUIET, "COURSE_PROFILE": profile, **(settings or {})}
     start = time.perf_counter()
     try:
-        client.execute(cwd=str(folder), env=environment)
+        _execute_interruptibly(client, watcher, stop, cwd=str(folder), env=environment)
     except CellExecutionError as error:
         where = _first_broken(notebook)
         raise NotebookBrokeError(
@@ -103,9 +102,30 @@ def execute(notebook, folder, profile, progress=None):
         "versions": library_versions(),
         "seconds": round(time.perf_counter() - start, 1),
         "peak_memory_gib": round(watcher.peak_bytes / GIB, 2),
-        "cores": usable_cores(),
+        "cores": threads.usable_cores(),
         "executed_on": date.today().isoformat(),
     }
+
+
+def _execute_interruptibly(client, watcher, stop, **options):
+    """client.execute in a thread of its own, so that Ctrl-C stays Python's.
+
+    In the main thread nbclient takes Ctrl-C for itself: it ends the kernel, and then
+    stumbles over its own missing kernel with an AssertionError.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.execute, **options)
+        try:
+            # With a timeout, because Windows delivers no Ctrl-C to an endless wait.
+            while not wait([running], timeout=SAMPLE_SECONDS).done:
+                if stop is not None and stop.is_set():
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            # Without its kernel the thread ends by itself.
+            while not wait([running], timeout=SAMPLE_SECONDS).done:
+                watcher.end_kernel()
+            raise
+        running.result()
 
 
 def _is_run(cell):
@@ -147,6 +167,16 @@ class _Watcher(threading.Thread):
     def watch(self, pid):
         self.kernel = psutil.Process(pid)
         self.start()
+
+    def end_kernel(self):
+        """End the kernel and its children at once, if it has started."""
+        if self.kernel is None:
+            return
+        try:
+            for process in [*self.kernel.children(recursive=True), self.kernel]:
+                process.kill()
+        except psutil.NoSuchProcess:
+            pass  # it ended by itself meanwhile
 
     def count(self):
         self.done += 1

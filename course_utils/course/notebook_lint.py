@@ -5,6 +5,7 @@ Does not know: how to mend anything; the author does, and runs `make notebooks`.
 """
 
 import base64
+import json
 import re
 
 from course_utils.course import notebooks
@@ -35,10 +36,27 @@ def problems(path):
     return [
         *_file(path),
         *_record(notebook, path.stem),
+        *leaks(notebook),
         *_cells(notebook),
         *_outputs(notebook),
         *_figures(notebook),
     ]
+
+
+def leaks(notebook):
+    """What looks like a token anywhere in a notebook, one line each, cut short."""
+    for number, cell in enumerate(notebook.cells, 1):
+        for token in _tokens(cell.source):
+            yield f"cell {number}: its source holds what looks like a token, {token}"
+        for name, value in cell.get("attachments", {}).items():
+            for token in _tokens(f"{name} {value}"):
+                yield f"cell {number}: an attachment holds a token, {token}"
+    for number, output in _each_output(notebook):
+        for text in _texts(output):
+            for token in _tokens(text):
+                yield f"cell {number}: what looks like a token in its output, {token}"
+    for token in _tokens(json.dumps(notebook.metadata)):
+        yield f"the notebook's metadata hold what looks like a token, {token}"
 
 
 def _file(path):
@@ -66,8 +84,6 @@ def _cells(notebook):
         for placeholder in PLACEHOLDER.findall(cell.source):
             if placeholder.strip("{}") in notebooks.PLACEHOLDERS:
                 yield f"cell {number}: {placeholder} was not filled in"
-        for token in _tokens(cell.source):
-            yield f"cell {number}: its source holds what looks like a token, {token}"
         # The install cell's width depends on the length of the repository's address.
         if cell.cell_type != "code" or "colab" in cell.metadata.get("tags", []):
             continue
@@ -96,8 +112,6 @@ def _outputs(notebook):
         for text in _texts(output):
             for found in ABSOLUTE_PATH.findall(text):
                 yield f"cell {number}: an absolute path in its output, {found}"
-            for token in _tokens(text):
-                yield f"cell {number}: what looks like a token in its output, {token}"
         if "image/png" in data:
             size = len(base64.b64decode(data["image/png"]))
             if size > MAX_PNG_BYTES:

@@ -32,7 +32,7 @@ NOTEBOOK_METADATA = {
     },
     "language_info": {"name": "python"},
 }
-PLACEHOLDERS = ("badge", "recorded", "repository")
+PLACEHOLDERS = ("badge", "recorded", "source")
 # jupytext's own notes on blank lines: they shape the text and are not the author's.
 LAYOUT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker"}
 
@@ -102,7 +102,7 @@ def colab_badge(name):
     colab = "https://colab.research.google.com"
     return (
         f"[![Open in Colab]({colab}/assets/colab-badge.svg)]"
-        f"({colab}/github/{slug}/blob/main/notebooks/{name}.ipynb)"
+        f"({colab}/github/{slug}/blob/{places.revision()}/notebooks/{name}.ipynb)"
     )
 
 
@@ -123,7 +123,7 @@ def fills(name, record):
     return {
         "badge": colab_badge(name),
         "recorded": recorded_sentence(record) + on_gpu.clause(name, on_gpu.load()),
-        "repository": places.repository(),
+        "source": f"git+{places.repository()}@{places.revision()}",
     }
 
 
@@ -138,6 +138,11 @@ def filled(notebook, values):
             cell.source = cell.source.replace("{{" + key + "}}", value)
     result.metadata.setdefault("course", nbformat.NotebookNode()).fills = values
     return result
+
+
+def refilled(notebook, name):
+    """A copy of a finished notebook with today's badge and addresses, outputs kept."""
+    return filled(unfilled(notebook), fills(name, run_record(notebook)))
 
 
 def unfilled(notebook):
@@ -220,17 +225,39 @@ def is_current(executed, template):
 def read(path):
     """The notebook at `path`. Raises: ValueError naming the file if it is none."""
     try:
-        return nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        raise ValueError(f"{path} is not a notebook: {error}") from error
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        # nbformat would take JSON of any other shape for a very old notebook.
+        if not isinstance(notebook, dict) or notebook.get("nbformat") != 4:
+            raise ValueError("it is not in notebook format 4")
+        notebook = nbformat.from_dict(notebook)
+        nbformat.validate(notebook)
+    except (ValueError, nbformat.ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a notebook: {reason[:200]}") from error
+    # A file holds long texts as lists of lines; in memory they are one string.
+    return nbformat.v4.rwbase.rejoin_lines(notebook)
 
 
 def write(notebook, path):
     """Write `notebook` to `path`, in one form on every system."""
     nbformat.validate(notebook)
     text = nbformat.writes(notebook, version=4)
+    write_text(path, text.rstrip("\n") + "\n")
+
+
+def write_text(path, text):
+    """Write a text file so that a stop in between leaves the old file, not half a one.
+
+    path: Path; its folder is made. Raises: OSError if the disk is full or read-only;
+    the file is then as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 # --- what a notebook says of itself -------------------------------------------------

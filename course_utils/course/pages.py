@@ -1,13 +1,12 @@
 """What readers see around the notebooks: HTML pages, their index, the README's map.
 
-Knows: notebook files and how they are shown.
-Does not know: how they are run.
-
 The pages work without network: formulas are drawn by a copy of MathJax beside them.
 """
 
 import html
+import re
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,10 +41,34 @@ MathJax.Hub.Config({
 <script src="mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe"></script>
 {%- endblock -%}
 {%- block html_head_css -%}
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 main { max-width: 62rem; margin: 0 auto; }
 .jp-RenderedImage img { max-width: 100%; }
+/* A wide table or line scrolls by itself, so that the page fits a phone. */
+.jp-RenderedHTMLCommon table { display: block; max-width: 100%; overflow-x: auto; }
+.jp-OutputArea-output pre { overflow-x: auto; white-space: pre; }
+.course-nav { max-width: 62rem; margin: 0 auto; padding: .5rem 1rem;
+              font: 1rem/1.5 system-ui, sans-serif; display: flex; gap: 1.5rem;
+              flex-wrap: wrap; justify-content: space-between; }
+.course-nav details { flex-basis: 100%; }
+@media (max-width: 40rem) { .jp-Notebook { padding: .5rem; } }
+@media (prefers-color-scheme: dark) {
+  /* Inverting the page and back again for pictures keeps every contrast. */
+  html { background: #111; }
+  body { filter: invert(.93) hue-rotate(180deg); background: #fff; }
+  img, .course-light { filter: invert(1) hue-rotate(180deg); }
+}
+@media print { .course-nav { display: none; } }
 </style>
+{%- endblock -%}
+{%- block body_header -%}
+{{ super() }}
+<!-- top of page -->
+{%- endblock -%}
+{%- block body_footer -%}
+<!-- bottom of page -->
+{{ super() }}
 {%- endblock -%}
 {%- block data_png scoped -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
@@ -61,9 +84,10 @@ INDEX = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>The ORPO course, as run on this machine</title>
 <style>
+:root {{ color-scheme: light dark; }}
 body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
        padding: 0 1rem; }}
-table {{ border-collapse: collapse; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
 td, th {{ text-align: left; vertical-align: top; padding: .4rem 1rem .4rem 0;
          border-bottom: 1px solid #ccc; }}
 </style>
@@ -80,14 +104,16 @@ td, th {{ text-align: left; vertical-align: top; padding: .4rem 1rem .4rem 0;
 README_BEGIN = "<!-- notebooks: made by `make notebooks` -->"
 README_END = "<!-- end of notebooks -->"
 # What a page never uses: another output's fonts, speech rules, translations.
+_SECTION = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL)
 MATHJAX_UNUSED = shutil.ignore_patterns("a11y", "SVG", "localization")
 
 
-def write_page(notebook, page, pictures):
+def write_page(notebook, page: Path, pictures: Path, order: Sequence[str] = ()):
     """Write `notebook` as a readable HTML page.
 
     page: the path to write; pictures: the folder that the notebook's own relative
-    image links start from (the images go into the page).
+    image links start from (the images go into the page). order: the names of all pages
+    in reading order; the page leads to its neighbours.
     """
     shown = deepcopy(notebook)
     # What is there for Colab is noise on a page that a laptop made, and the badge's
@@ -110,9 +136,42 @@ def write_page(notebook, page, pictures):
     title = notebooks.heading(notebook) or page.stem
     resources = {"metadata": {"name": title, "path": str(pictures)}}
     text, _ = exporter.from_notebook_node(shown, resources)
+    links = _links(page.stem, order)
+    text = text.replace("<!-- top of page -->", _navigation(links + _contents(text)))
+    text = text.replace("<!-- bottom of page -->", _navigation(links))
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
+    notebooks.write_text(page, text)
     _copy_mathjax(page.parent / "mathjax")
+
+
+def _links(name, order):
+    """Links to the page before, the index and the page after, as HTML."""
+    place = order.index(name) if name in order else None
+    before = order[place - 1] if place else None
+    after = order[place + 1] if place is not None and order[place + 1 :] else None
+    found = [('<a href="index.html">All notebooks</a>')]
+    if before:
+        found.insert(0, f'<a rel="prev" href="{before}.html">← {_spoken(before)}</a>')
+    if after:
+        found.append(f'<a rel="next" href="{after}.html">{_spoken(after)} →</a>')
+    return "".join(found)
+
+
+def _spoken(name):
+    return html.escape(name.replace("_", " "))
+
+
+def _contents(text):
+    """The sections of a page, folded, as HTML."""
+    entries = "".join(
+        f'<li><a href="#{anchor}">{title.strip()}</a></li>'
+        for anchor, title in _SECTION.findall(text)
+    )
+    return f"<details><summary>Contents</summary><ol>{entries}</ol></details>"
+
+
+def _navigation(content):
+    return f'<nav class="course-nav">{content}</nav>'
 
 
 def _copy_mathjax(folder):
@@ -135,7 +194,7 @@ def write_index(rows, index):
             f"<tr><td>{link}</td><td>{finding}</td><td>{row['minutes']}</td></tr>"
         )
     index.parent.mkdir(parents=True, exist_ok=True)
-    index.write_text(INDEX.format(rows="\n".join(lines)), encoding="utf-8")
+    notebooks.write_text(index, INDEX.format(rows="\n".join(lines)))
 
 
 def readme_map(paths):

@@ -87,7 +87,7 @@ def score_rows(
         for row in rows
     ]
     for i, (_, labels) in enumerate(sequences):
-        if all(label == -100 for label in labels):
+        if not chat.has_answer(labels):
             raise ValueError(
                 f"Row {i % len(rows)} has no answer token to score: its prompt fills "
                 "max_length. Raise max_length, or drop it with chat.check_pairs."

@@ -14,6 +14,7 @@ from course_utils import recorded
 from course_utils.lab.base import BASE_MODEL
 from course_utils.lab.runs import jobs, leave_one_out_jobs, run
 from course_utils.setup import places
+from course_utils.setup.printing import print_safely
 
 RECORDED = places.PACKAGE / "recorded"
 SWEEPS = {"lab_findings": jobs, "leave_one_out": leave_one_out_jobs}
@@ -58,9 +59,14 @@ def main(arguments=None):
     record["runs"] = sorted(runs, key=lambda r: (r["name"], r["seed"]))
     out = options.out or RECORDED / f"{options.sweep}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    out.write_text(
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+        newline="\n",
+    )
     print(f"wrote {out.name} in {record['minutes']} minutes")
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

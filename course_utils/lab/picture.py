@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 
 from course_utils import plots
 from course_utils.lab.findings import over_seeds, recorded
+from course_utils.setup.printing import print_safely
 
 METHODS = ("base", "SFT", "SFT, then DPO LR 0.0001", "ORPO β 0.5", "ORPO β 1")
 
@@ -39,4 +40,5 @@ def draw():
 
 
 if __name__ == "__main__":
+    print_safely()
     draw().savefig(sys.argv[1])

@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from course_utils import recorded
 from course_utils.data import world
+from course_utils.setup.printing import print_safely
 
 VOCABULARY = 1024
 CONTEXT = 512
@@ -219,9 +220,12 @@ def main(arguments=None):
         seed=options.seed,
         loss_curve=curve,
     )
-    (options.out / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "pretraining.json").write_text(
+        json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n"
+    )
     print(f"wrote {options.out} in {record['minutes']} minutes")
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -68,7 +68,7 @@ def load(name):
             p.name[:-5] for p in folder.iterdir() if p.name.endswith(".json")
         )
         raise FileNotFoundError(f"No record {name!r}. There are: {', '.join(known)}.")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def caption(record):

@@ -11,6 +11,8 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
+from course_utils.setup import threads
+
 BF16_CAPABILITY = (8, 0)
 
 
@@ -41,8 +43,7 @@ def probe():
     import psutil
     import torch
 
-    can_ask = hasattr(os, "sched_getaffinity")  # Linux: cores this process may use
-    cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
+    cores = threads.usable_cores()
     gpu = {"cuda": False, "gpu_name": None, "capability": None, "gpu_memory_gib": None}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -98,13 +99,10 @@ def stay_offline(environ=os.environ):
 
     environ: gets HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY. Without them, TRL reports
         each trainer it builds to the hub, even where model and data are local files.
-    Raises: RuntimeError if huggingface_hub was imported before: it reads both once.
+    Where huggingface_hub was imported before, and has read both, they are set there.
     """
-    names = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
-    told = all(environ.get(name) == "1" for name in names)
-    if not told and "huggingface_hub" in sys.modules:
-        raise RuntimeError(
-            "call stay_offline() before importing transformers, datasets or trl: they "
-            "have read the environment by now. Restart the kernel and run from the top."
-        )
-    environ.update(dict.fromkeys(names, "1"))
+    environ.update(dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1"))
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        if module in sys.modules:
+            sys.modules[module].HF_HUB_OFFLINE = True
+            sys.modules[module].HF_HUB_DISABLE_TELEMETRY = True

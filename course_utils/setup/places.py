@@ -52,6 +52,18 @@ def project():
     return tomllib.loads(text)["project"]
 
 
+def revision():
+    """The tag, branch or commit that Colab installs: `v` and the version by default.
+
+    `python -m course_utils.course address --revision NAME` sets another one.
+    Raises: FileNotFoundError if the package was installed without the clone.
+    """
+    text = (checkout() / "pyproject.toml").read_text(encoding="utf-8")
+    data = tomllib.loads(text)
+    chosen = data.get("tool", {}).get("orpo-course", {}).get("revision")
+    return chosen or f"v{data['project']['version']}"
+
+
 def repository():
     """The address of the course's repository, without a slash at the end.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from course_utils.setup import places, profiles
+from course_utils.setup import places, profiles, threads
 
 DISTRIBUTION = "orpo-course"
 OK, WARNING, PROBLEM = "ok", "warning", "PROBLEM"
@@ -98,7 +98,7 @@ def check(environ=os.environ, hardware=None, thorough=False, installed_version=N
         disk only warn.
     """
     hardware = hardware or profiles.probe()
-    findings = [Finding("hardware", str(hardware)), _python()]
+    findings = [Finding("hardware", str(hardware)), _threads(environ), _python()]
     findings += _libraries(installed_version or importlib.metadata.version)
     findings.append(_orpo(thorough))
     choice = None
@@ -140,6 +140,14 @@ def recorded_minutes():
         if "seconds" in record:
             found[path.stem] = (record["seconds"] / 60, record.get("profile", "?"))
     return found
+
+
+def _threads(environ):
+    try:
+        number, reason = threads.choose_threads(environ)
+    except ValueError as error:
+        return Finding("threads", "cannot be chosen", PROBLEM, str(error))
+    return Finding("threads", f"{number} ({reason})")
 
 
 def _python():

@@ -27,6 +27,8 @@ from course_utils.setup.hardware import (
 )
 
 __all__ = [
+    "HUB",
+    "WORLD",
     "Choice",
     "Hardware",
     "Profile",
@@ -41,6 +43,8 @@ __all__ = [
     "stay_offline",
 ]
 
+# Where a profile's data are, when it is not a folder.
+WORLD, HUB = "world", "hub"
 MIN_PAIRS = 8  # fewer leave intervals without meaning, and some without items
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -93,7 +97,7 @@ class Profile:
     @property
     def needs_hub(self):
         """Does it read the model or the data from the hub?"""
-        return self.data == "hub" or is_hub_id(self.base_model)
+        return self.data == HUB or is_hub_id(self.base_model)
 
 
 def is_hub_id(base_model):
@@ -127,7 +131,7 @@ def all_profiles():
         name="cpu",
         note="CI, offline, first contact, every laptop",
         base_model=str(lab_model_folder()),
-        data="world",
+        data=WORLD,
         dtype="float32",
         nf4=False,
         lora_rank=16,
@@ -150,7 +154,7 @@ def all_profiles():
         # Meta's 1B is gated; this copy is not, and it has Llama 3's chat tokens, which
         # ungated 1B models of Llama architecture such as TinyLlama lack.
         base_model="unsloth/Llama-3.2-1B",
-        data="hub",
+        data=HUB,
         dtype="float16",  # a T4 has no bf16
         nf4=False,
         lora_rank=16,
@@ -172,7 +176,7 @@ def all_profiles():
         note="Llama 3 8B on the article's card, about 24 GB",
         base_model="meta-llama/Meta-Llama-3-8B",
         ungated_copy="NousResearch/Meta-Llama-3-8B",
-        data="hub",
+        data=HUB,
         dtype="bfloat16",
         nf4=True,
         lora_rank=16,
@@ -287,12 +291,12 @@ def _with_overrides(profile, environ):
     data = environ.get("COURSE_DATA", "").strip()
     if data:
         folder = Path(data).expanduser()
-        if data not in ("world", "hub") and not folder.is_dir():
+        if data not in (WORLD, HUB) and not folder.is_dir():
             raise FileNotFoundError(
                 f"COURSE_DATA is {data!r}, and there is no such folder. Give a folder "
                 "with the files of the sources, or world, or hub, or unset it."
             )
-        data = data if data in ("world", "hub") else str(folder)
+        data = data if data in (WORLD, HUB) else str(folder)
         profile = replace(profile, data=data)
         notes.append("data from COURSE_DATA")
     pairs = environ.get("COURSE_PAIRS", "").strip()

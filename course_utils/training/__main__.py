@@ -6,6 +6,7 @@ import shlex
 import sys
 
 from course_utils.setup import profiles, quiet
+from course_utils.setup.printing import print_safely
 from course_utils.training import lost, options
 
 
@@ -20,7 +21,7 @@ def main(arguments=None):
     rank, several = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
     with contextlib.ExitStack() as stack:
         if rank != "0":  # the main process speaks for all
-            silent = stack.enter_context(open(os.devnull, "w"))
+            silent = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(silent))
         if several == 1:
             return _train(asked, rank)
@@ -69,4 +70,5 @@ def _train(asked, rank):
 
 
 if __name__ == "__main__":
+    print_safely()
     sys.exit(main())

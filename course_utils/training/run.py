@@ -25,6 +25,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, models, recorded
 from course_utils.data import mixing
+from course_utils.data.sources import read_json_lines
 from course_utils.training import packing, resilience
 from course_utils.training.batches import share
 from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
@@ -311,23 +312,6 @@ def read_pairs(options, profile, tokenizer):
     return [{name: row[name] for name in COLUMNS} for row in kept[:most]], dropped
 
 
-def read_json_lines(path):
-    """The rows of a file with one JSON object a line.
-
-    Raises: ValueError that names the line.
-    """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} is not an object with {COLUMNS}.")
-        rows.append(row)
-    return rows
-
-
 def checkpoint_to_resume(options, settings):
     """The checkpoint to go on from, or None to begin; leaves settings.json there.
 
@@ -343,7 +327,7 @@ def checkpoint_to_resume(options, settings):
                 f"{folder} holds a run already. Go on with it by --resume, or name "
                 "another folder."
             )
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
         for name, value in settings.items():
             if before.get(name) != value:
                 raise ValueError(
@@ -361,7 +345,9 @@ def checkpoint_to_resume(options, settings):
 def write_json(path, content):
     """Write a file that is whole whenever it is there."""
     partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(
+        json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n"
+    )
     partial.replace(path)
 
 

@@ -14,24 +14,26 @@
 # On the `cpu` profile no GPU, no account and no network.
 
 # %% tags=["colab"]
+import importlib.util
 import sys
 
+# What Colab installs. A wheel works as well: "/content/drive/MyDrive/NAME.whl[course]"
+SOURCE = "orpo-course[course] @ {{source}}"
 if "google.colab" in sys.modules:
-    # %pip install -q "orpo-course @ git+{{repository}}"
+    # %pip install -q "$SOURCE"
+    if importlib.util.find_spec("course_utils") is None:
+        raise RuntimeError(f"Not installed: {SOURCE}. The lines above say why.")
 
 # %%
-from course_utils.setup import profiles, quiet
+from course_utils.setup import start
 
-profile, reason = profiles.choose()
-if not profile.needs_hub:
-    profiles.stay_offline()
-quiet.hide_library_chatter()
+profile, reason = start.begin()
 import os
 from importlib.metadata import version
 
 import pandas as pd
 
-from course_utils.setup import preflight
+from course_utils.setup import preflight, profiles
 
 SEED = 0
 print(f"profile {profile.name}: {reason}. Seed {SEED}")

@@ -14,17 +14,21 @@
 # **You need** logarithms, softmax, and the idea of a gradient.
 
 # %% tags=["colab"]
+import importlib.util
 import sys
 
+# What Colab installs. A wheel works as well: "/content/drive/MyDrive/NAME.whl[course]"
+SOURCE = "orpo-course[course] @ {{source}}"
 if "google.colab" in sys.modules:
-    # %pip install -q "orpo-course @ git+{{repository}}"
+    # %pip install -q "$SOURCE"
+    if importlib.util.find_spec("course_utils") is None:
+        raise RuntimeError(f"Not installed: {SOURCE}. The lines above say why.")
 
 # %%
-from course_utils.setup import profiles, quiet
+from course_utils.setup import start
 
-profile, reason = profiles.choose()
-profiles.stay_offline()  # this notebook needs nothing from the hub
-quiet.hide_library_chatter()
+# This notebook needs nothing from the hub.
+profile, reason = start.begin(offline=True)
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

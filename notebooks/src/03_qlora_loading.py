@@ -14,18 +14,20 @@
 # **You need** notebook 00, matrices, and the bell curve.
 
 # %% tags=["colab"]
+import importlib.util
 import sys
 
+# What Colab installs. A wheel works as well: "/content/drive/MyDrive/NAME.whl[course]"
+SOURCE = "orpo-course[course] @ {{source}}"
 if "google.colab" in sys.modules:
-    # %pip install -q "orpo-course @ git+{{repository}}"
+    # %pip install -q "$SOURCE"
+    if importlib.util.find_spec("course_utils") is None:
+        raise RuntimeError(f"Not installed: {SOURCE}. The lines above say why.")
 
 # %%
-from course_utils.setup import profiles, quiet
+from course_utils.setup import start
 
-profile, reason = profiles.choose()
-if not profile.needs_hub:
-    profiles.stay_offline()
-quiet.hide_library_chatter()
+profile, reason = start.begin()
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
@@ -34,6 +36,7 @@ from course_utils import chat, evaluation, lab, models, plots, recorded
 from course_utils.data import mixing
 from course_utils.exercises import checks
 from course_utils.models import memory
+from course_utils.setup import profiles
 
 SEED, GIB = 0, 2**30
 torch.manual_seed(SEED)

@@ -14,18 +14,20 @@
 # **You need** notebook 04 (a run that learns) and the idea of a standard error.
 
 # %% tags=["colab"]
+import importlib.util
 import sys
 
+# What Colab installs. A wheel works as well: "/content/drive/MyDrive/NAME.whl[course]"
+SOURCE = "orpo-course[course] @ {{source}}"
 if "google.colab" in sys.modules:
-    # %pip install -q "orpo-course @ git+{{repository}}"
+    # %pip install -q "$SOURCE"
+    if importlib.util.find_spec("course_utils") is None:
+        raise RuntimeError(f"Not installed: {SOURCE}. The lines above say why.")
 
 # %%
-from course_utils.setup import profiles, quiet
+from course_utils.setup import start
 
-profile, reason = profiles.choose()
-if not profile.needs_hub:
-    profiles.stay_offline()
-quiet.hide_library_chatter()
+profile, reason = start.begin()
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -439,7 +441,8 @@ else:
 # A task is a YAML file and rows. Here is one that asks about the small world.
 
 # %%
-print((folder / "lab_choice.yaml").read_text().replace(str(folder), "outputs/05/tasks"))
+text = (folder / "lab_choice.yaml").read_text("utf-8")
+print(text.replace(str(folder), "outputs/05/tasks"))
 print(f"an item: {items[1]['question']}")
 for flaw, choice in zip(items[1]["flaws"], items[1]["choices"], strict=True):
     print(f"  flaw {flaw:8} {choice}")

@@ -14,18 +14,20 @@
 # No account: the upload is a dry run unless you ask for more.
 
 # %% tags=["colab"]
+import importlib.util
 import sys
 
+# What Colab installs. A wheel works as well: "/content/drive/MyDrive/NAME.whl[course]"
+SOURCE = "orpo-course[course] @ {{source}}"
 if "google.colab" in sys.modules:
-    # %pip install -q "orpo-course @ git+{{repository}}"
+    # %pip install -q "$SOURCE"
+    if importlib.util.find_spec("course_utils") is None:
+        raise RuntimeError(f"Not installed: {SOURCE}. The lines above say why.")
 
 # %%
-from course_utils.setup import profiles, quiet
+from course_utils.setup import start
 
-profile, reason = profiles.choose()
-if not profile.needs_hub:
-    profiles.stay_offline()
-quiet.hide_library_chatter()
+profile, reason = start.begin()
 import time
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -34,7 +36,7 @@ from course_utils import chat, evaluation, models, plots, publishing, recorded
 from course_utils.data import mixing
 from course_utils.exercises import checks
 from course_utils.publishing import gate, merging
-from course_utils.setup import places
+from course_utils.setup import places, profiles
 
 SEED, START = 0, time.perf_counter()
 SMALL = profile.name == "cpu"  # elsewhere a merged model is a folder of many GiB
@@ -441,9 +443,9 @@ else:
 free()
 
 # %%
-settings = json.loads((ROWLESS / "adapter_config.json").read_text())
+settings = json.loads((ROWLESS / "adapter_config.json").read_text("utf-8"))
 settings["trainable_token_indices"] = None  # as if they had never been trained
-(ROWLESS / "adapter_config.json").write_text(json.dumps(settings))
+(ROWLESS / "adapter_config.json").write_text(json.dumps(settings), "utf-8")
 rowless = PeftModel.from_pretrained(load_nf4(), ROWLESS)
 distances["adapter without token rows"] = gate.compare(observed, rowless)
 del rowless

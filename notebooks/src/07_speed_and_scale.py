@@ -16,17 +16,21 @@
 # **You need** notebook 01 (the loss), notebook 03 (memory) and notebook 04 (TRL's trainer).
 
 # %% tags=["colab"]
+import importlib.util
 import sys
 
+# What Colab installs. A wheel works as well: "/content/drive/MyDrive/NAME.whl[course]"
+SOURCE = "orpo-course[course] @ {{source}}"
 if "google.colab" in sys.modules:
-    # %pip install -q "orpo-course @ git+{{repository}}"
+    # %pip install -q "$SOURCE"
+    if importlib.util.find_spec("course_utils") is None:
+        raise RuntimeError(f"Not installed: {SOURCE}. The lines above say why.")
 
 # %%
-from course_utils.setup import profiles, quiet
+from course_utils.setup import start
 
-profile, reason = profiles.choose()
-profiles.stay_offline()  # this notebook needs nothing from the hub
-quiet.hide_library_chatter()
+# This notebook needs nothing from the hub.
+profile, reason = start.begin(offline=True)
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -758,7 +762,7 @@ for name, run in arms.items():
 from course_utils.training import options
 from course_utils.training.batches import share as share_of_a_step
 
-print(options.config_path("ddp").read_text())
+print(options.config_path("ddp").read_text("utf-8"))
 for processes in (1, 2, 4):
     print(f"{processes} processes, 32 pairs a step:", share_of_a_step(32, 8, processes))
 

@@ -27,6 +27,7 @@ from pyarrow import parquet
 from course_utils import recorded
 from course_utils.data import sources
 from course_utils.setup import places
+from course_utils.setup.printing import print_safely
 
 RECORD = places.PACKAGE / "recorded" / "mix_speed.json"
 # Characters an answer and a prompt have at the median; with the log-normal spread below
@@ -90,7 +91,7 @@ def row_of(card, writer, number, share):
     answers = {side: writer.text(ANSWER) for side in ("chosen", "rejected")}
     row = {}
     for name, feature in card.columns.items():
-        kind = sources.mapping._kind(feature)
+        kind = sources.data_cards.kind_of(feature)
         side = "rejected" if "rejected" in name else "chosen"
         if kind == "messages":
             turns = [*said, ("assistant", answers[side])]
@@ -130,13 +131,14 @@ def measure(rows_of, near, tests, shrink=1):
     """Seconds and peak GiB of one `mixing.build` in a new process, an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
         written = write_sources(folder, rows_of, shrink)
-        (Path(folder) / "questions.txt").write_text("\n".join(tests))
+        (Path(folder) / "questions.txt").write_text("\n".join(tests), encoding="utf-8")
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", BUILD, folder, json.dumps(near)],
             env={**os.environ, "HF_HOME": f"{folder}/hf", "HF_HUB_OFFLINE": "1"},
             capture_output=True,
             text=True,
+            encoding="utf-8",
         )
         if done.returncode:
             raise RuntimeError(done.stderr)
@@ -171,8 +173,9 @@ def main():
     if options.record:
         command = "python tests/benchmarks/bench_mixing.py " + " ".join(sys.argv[1:])
         record = {**recorded.describe_run(command.strip(), start), "runs": runs}
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -29,6 +29,7 @@ import torch  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from course_utils import recorded  # noqa: E402
+from course_utils.setup.printing import print_safely  # noqa: E402
 
 DEFAULT_ARMS = ("stock", "fast")
 UNSLOTH = "unsloth"
@@ -115,7 +116,7 @@ def save(record, path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(".part")
-    half.write_text(json.dumps(record, indent=1) + "\n")
+    half.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     half.replace(path)
 
 
@@ -219,7 +220,7 @@ def run_unsloth(options, shape, lengths, scratch):
         "tokenizer": str(scratch / "tokenizer"),
         "folder": str(scratch / "unsloth"),
     }
-    job.write_text(json.dumps(settings))
+    job.write_text(json.dumps(settings), encoding="utf-8")
     environment = dict(os.environ)
     if options.unsloth_path:
         environment["PYTHONPATH"] = options.unsloth_path
@@ -230,6 +231,7 @@ def run_unsloth(options, shape, lengths, scratch):
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        encoding="utf-8",
     )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -343,4 +345,5 @@ def table(record):
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -199,7 +199,7 @@ def draw_lengths(count, scale, max_length, seed):
 
 def read_lengths(path):
     """Lengths that somebody measured: a JSON list of [prompt, chosen, rejected]."""
-    lengths = json.loads(Path(path).read_text())
+    lengths = json.loads(Path(path).read_text(encoding="utf-8"))
     if not lengths or any(len(row) != 3 or min(row) < 1 for row in lengths):
         raise ValueError(
             f"{path} must hold a list of [prompt, chosen, rejected], each at least 1."

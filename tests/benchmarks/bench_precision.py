@@ -35,6 +35,7 @@ import torch  # noqa: E402
 from torch.utils import benchmark  # noqa: E402
 
 from course_utils import recorded  # noqa: E402
+from course_utils.setup.printing import print_safely  # noqa: E402
 from course_utils.training.fast import FastTrainingConfig, matmul  # noqa: E402
 
 REFERENCE = "TRL, float32"
@@ -270,4 +271,5 @@ def table(record):
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

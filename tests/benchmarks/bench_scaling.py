@@ -30,6 +30,8 @@ from pathlib import Path
 
 import psutil
 
+from course_utils.setup.printing import print_safely
+
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "course_utils" / "recorded" / "scaling.json"
 # bf16 keeps 8 bits, and other rows of pairs round otherwise.
@@ -129,7 +131,7 @@ class Bench:
         self.arguments = [Path(a).name if "/" in a else a for a in arguments]
         self.record = {"parts": {}}
         if options.add:
-            before = json.loads(options.out.read_text())
+            before = json.loads(options.out.read_text(encoding="utf-8"))
             done = {n: p for n, p in before["parts"].items() if "error" not in p}
             self.record = {"fast_config": before["fast_config"], "parts": done}
         self.folder = None
@@ -356,7 +358,9 @@ class Bench:
     def write(self):
         out, partial = self.options.out, self.options.out.with_suffix(".partial")
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(self.head() | self.record, indent=1) + "\n")
+        partial.write_text(
+            json.dumps(self.head() | self.record, indent=1) + "\n", encoding="utf-8"
+        )
         partial.replace(out)
 
     def left(self):
@@ -366,7 +370,7 @@ class Bench:
     def result(self, job):
         """What a finished training wrote down, shortened. Raises: Failed."""
         job.wait(self.left())
-        run = json.loads((job.output / "run.json").read_text())
+        run = json.loads((job.output / "run.json").read_text(encoding="utf-8"))
         return {
             "losses": [row["loss"] for row in run["log"]],
             "peak_gib": [process["peak_gib"] for process in run["by_process"]],
@@ -477,7 +481,7 @@ class Job:
             "HF_HUB_OFFLINE": "1",
         }
         self.began, self.seconds = time.perf_counter(), None
-        with open(self.log, "w") as file:
+        with open(self.log, "w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -488,7 +492,7 @@ class Job:
             )
 
     def text(self):
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace", encoding="utf-8")
 
     def last_words(self):
         return f"{self.name} said: {self.text()[-1200:]}"
@@ -550,7 +554,7 @@ def mean(values):
 
 
 def twin_shape(options):
-    config = json.loads((options.twin / "config.json").read_text())
+    config = json.loads((options.twin / "config.json").read_text(encoding="utf-8"))
     return config.get("random_weights", "not a twin of the course")
 
 
@@ -635,4 +639,5 @@ def shown(value, form):
 
 
 if __name__ == "__main__":
+    print_safely()
     sys.exit(main())

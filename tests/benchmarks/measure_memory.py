@@ -37,6 +37,7 @@ from course_utils import models, recorded
 from course_utils.models import memory
 from course_utils.models.memory import step
 from course_utils.setup import places
+from course_utils.setup.printing import print_safely
 from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
 
 GIB = 2**30
@@ -261,7 +262,7 @@ def main(arguments=None):
     if options.add:
         runs = [
             run
-            for run in json.loads(out.read_text())["runs"]
+            for run in json.loads(out.read_text(encoding="utf-8"))["runs"]
             if options.only not in run["name"]
         ]
     tokenizer = AutoTokenizer.from_pretrained(options.twin)
@@ -294,8 +295,9 @@ def main(arguments=None):
         record = recorded.describe_run(command, start)
         record["shape"] = f"{memory.weight_shapes(model.config)['total']:,} weights"
         record["runs"] = runs
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -27,6 +27,8 @@ from pathlib import Path
 
 import psutil
 
+from course_utils.setup.printing import print_safely
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
@@ -125,16 +127,16 @@ def broken_cell(notebook, message):
 
 def environment(options, profile, fraction, allocator):
     """The variables that a run sees, besides those of this process."""
-    from course_utils.course import execution
+    from course_utils.setup import threads
 
     paths = [str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]
-    threads = max(1, execution.usable_cores() // options.jobs)
+    share = max(1, threads.usable_cores() // options.jobs)
     settings = {
         "COURSE_PROFILE": profile,
         "COURSE_BASE_MODEL": str(options.twin),
         "COURSE_DATA": "world",
         "COURSE_PAIRS": str(options.pairs),
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(share),
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "PYTHONUNBUFFERED": "1",
     }
@@ -156,6 +158,7 @@ def allocator_variable(cap, total):
             env={**os.environ, **setting},
             capture_output=True,
             text=True,
+            encoding="utf-8",
         )
         if done.stdout.strip() == "capped":
             return name
@@ -256,6 +259,7 @@ def measure_driver(running):
             capture_output=True,
             text=True,
             timeout=10,
+            encoding="utf-8",
         ).stdout
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return
@@ -426,4 +430,5 @@ def run_and_record(parser, options):
 
 
 if __name__ == "__main__":
+    print_safely()
     sys.exit(main())

@@ -122,7 +122,11 @@ def traps(trainer, cfg, work):
     from transformers import AutoTokenizer
 
     transform, _ = argilla(cfg)
-    lines = (work / "cpu" / "axolotl" / "train.jsonl").read_text().splitlines()
+    lines = (
+        (work / "cpu" / "axolotl" / "train.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     rows = [json.loads(line) for line in lines]
     long = next(row for row in rows if len(row["chosen"]) >= 4)
     first = long["chosen"][0]["content"]
@@ -180,9 +184,13 @@ def main(work, answer):
     found["wrong configurations"] = wrong_configurations(work)
     cfg, trainer = build(work / "cpu" / "axolotl")
     found["trainer"] = type(trainer).__name__
-    rows = (work / "cpu" / "axolotl" / "train.jsonl").read_text().splitlines()
+    rows = (
+        (work / "cpu" / "axolotl" / "train.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     found["rows"] = tokens(trainer)
-    count = len(json.loads((work / "batch.json").read_text()))
+    count = len(json.loads((work / "batch.json").read_text(encoding="utf-8")))
     batch = [json.loads(line) for line in rows[:count]]
     found["batch"] = batch_loss(trainer, cfg, batch)
     found["wrong rows"] = traps(trainer, cfg, work)

@@ -140,18 +140,18 @@ def batch_loss(trainer, rows):
 def wrong_rows(work):
     """What the converter does with rows or entries that the course does not write."""
     folder = work / "cpu" / "llama_factory"
-    info = json.loads((folder / "dataset_info.json").read_text())
-    rows = json.loads((folder / "train.json").read_text())
+    info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+    rows = json.loads((folder / "train.json").read_text(encoding="utf-8"))
 
     def after(name, change_info=None, change_rows=None):
         wrong = work / name
         wrong.mkdir()
-        text = (folder / "llama_factory.yaml").read_text()
-        (wrong / "llama_factory.yaml").write_text(text)
+        text = (folder / "llama_factory.yaml").read_text(encoding="utf-8")
+        (wrong / "llama_factory.yaml").write_text(text, encoding="utf-8")
         entry = {"course": info["course"] | (change_info or {})}
-        (wrong / "dataset_info.json").write_text(json.dumps(entry))
+        (wrong / "dataset_info.json").write_text(json.dumps(entry), encoding="utf-8")
         changed = [row | (change_rows(row) if change_rows else {}) for row in rows]
-        (wrong / "train.json").write_text(json.dumps(changed))
+        (wrong / "train.json").write_text(json.dumps(changed), encoding="utf-8")
         return environment.attempt(lambda: load_rows(wrong))
 
     return {
@@ -195,7 +195,7 @@ def run(work, name, **changes):
     config |= {"output_dir": str(out), "max_steps": 1, "logging_steps": 1}
     answer = environment.attempt(lambda: run_exp(config))
     if not answer["refused"]:
-        first = (out / "trainer_log.jsonl").read_text().splitlines()[0]
+        first = (out / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()[0]
         answer["first loss"] = json.loads(first)["loss"]
     return answer
 
@@ -221,7 +221,7 @@ def main(work, answer):
         f"{s}_{c}" for s in ("chosen", "rejected") for c in ("input_ids", "labels")
     ]
     found["rows"] = rows.select_columns(columns).to_list()
-    count = len(json.loads((work / "batch.json").read_text()))
+    count = len(json.loads((work / "batch.json").read_text(encoding="utf-8")))
     found["batch"] = batch_loss(trainer, [rows[n] for n in range(count)])
     tokenizer = trainer.processing_class
     found["tokens after its template"] = {

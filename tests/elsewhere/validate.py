@@ -41,6 +41,7 @@ from course_utils import chat, lab, recorded
 from course_utils.data import mixing
 from course_utils.publishing import elsewhere
 from course_utils.setup import places
+from course_utils.setup.printing import print_safely
 
 HERE = Path(__file__).resolve().parent
 RECORD = places.PACKAGE / "recorded" / "elsewhere.json"
@@ -104,7 +105,7 @@ def prepare(work, batch, pairs):
     without = yaml.safe_load(config.read_text(encoding="utf-8"))
     del without["special_tokens"]["eos_token"]
     config.write_text(yaml.safe_dump(without), encoding="utf-8")
-    (work / "batch.json").write_text(json.dumps(batch))
+    (work / "batch.json").write_text(json.dumps(batch), encoding="utf-8")
     return here
 
 
@@ -311,9 +312,12 @@ def main(arguments):
         "batch": batch,
     }
     check(record)
-    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    RECORD.write_text(
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(f"{RECORD.name}: written after {record['minutes']} min")
 
 
 if __name__ == "__main__":
+    print_safely()
     main(sys.argv[1:])

@@ -287,7 +287,7 @@ class Hub:
         variable of that name, "printed"} and, if it raised, {"error": the type's name,
         "said", "trace": with the values of all variables}.
         """
-        with open(self.home / "client.log", "w+") as log:
+        with open(self.home / "client.log", "w+", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-c", HURRY.format(patience=patience) + WORK],
                 env=self.environ(token, **environ),
@@ -295,13 +295,16 @@ class Hub:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                encoding="utf-8",
             )
 
             def ask(code):
                 process.stdin.write(json.dumps(code) + "\n")
                 process.stdin.flush()
                 answer = process.stdout.readline()
-                assert answer, (self.home / "client.log").read_text()[-3000:]
+                assert answer, (self.home / "client.log").read_text(encoding="utf-8")[
+                    -3000:
+                ]
                 return json.loads(answer)
 
             try:
@@ -325,6 +328,7 @@ class Hub:
             capture_output=True,
             text=True,
             timeout=timeout,
+            encoding="utf-8",
         )
 
 

@@ -67,5 +67,5 @@ def write(folder, tasks, count, seed=0):
     rng = random.Random(seed)
     for task in tasks:
         lines = [json.dumps(row(task, i, rng)) for i in range(count)]
-        (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -81,8 +81,8 @@ def pass_gate(folder, passed=True):
 def model_folder(folder, results=RESULTS, size=3_000_000, passed=True):
     """A folder as it is after merging, with its proof and card; weights are noise."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     noise = random.Random(results["name"]).randbytes(size)
     (folder / "model.safetensors").write_bytes(noise)
     pass_gate(folder, passed)

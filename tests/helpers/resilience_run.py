@@ -67,7 +67,7 @@ def make_trainer(folder, rows=None, kind=ORPOTrainer, **changes):
     step = made.training_step
 
     def training_step(model, batch, *rest):
-        with open(Path(folder) / "order.jsonl", "a") as file:
+        with open(Path(folder) / "order.jsonl", "a", encoding="utf-8") as file:
             seen = [made.state.global_step, batch["chosen_input_ids"].sum(1).tolist()]
             file.write(json.dumps(seen) + "\n")
         return step(model, batch, *rest)
@@ -79,7 +79,7 @@ def make_trainer(folder, rows=None, kind=ORPOTrainer, **changes):
 
 def order(folder):
     """[step, what identifies its rows] of each micro-batch, the last time it ran."""
-    lines = (Path(folder) / "order.jsonl").read_text().splitlines()
+    lines = (Path(folder) / "order.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 

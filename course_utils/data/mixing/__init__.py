@@ -1,8 +1,7 @@
 """The preference mix: all sources together, counted, cleaned, shuffled, split.
 
-Knows: how to join sources (`build`), what repeats (`duplicates`), what a benchmark asks
-(`contamination`), and how to write down what was done (`card`). Does not know: where
-rows came from, tokens.
+Modules: `build` joins the sources, `duplicates` finds what repeats, `contamination`
+what a benchmark asks, `mix_card` writes down what was done.
 """
 
 from course_utils.data.mixing.build import (
@@ -12,7 +11,6 @@ from course_utils.data.mixing.build import (
     WEIGHT,
     Mix,
     build,
-    questions,
 )
 from course_utils.data.mixing.contamination import (
     BENCHMARKS,
@@ -27,6 +25,7 @@ from course_utils.data.mixing.duplicates import (
     repeats,
 )
 from course_utils.data.mixing.mix_card import card, write_card
+from course_utils.data.texts import questions
 
 __all__ = [
     "ASKED",

@@ -1,20 +1,23 @@
 """One mix out of all sources, with every row accounted for.
 
-Knows: the order of the steps, what stays and why the rest does not, the split. Does not
-know: how a step finds what it drops (`duplicates`, `contamination`).
+Here are the order of the steps, what stays and why the rest does not, and the split;
+how a step finds what it drops stands in `duplicates` and `contamination`.
 """
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from course_utils.data import sources, world
 from course_utils.data.mixing import contamination, duplicates
-from course_utils.data.mixing.texts import questions
 from course_utils.data.sources.mapping import pair_hash
+from course_utils.data.texts import questions
+from course_utils.setup.profiles import HUB, WORLD
 
 ASKED = "asked in the tests"
 LONG = "longer than max_length"
@@ -27,35 +30,35 @@ class Mix:
     """What a mix holds and how it came about.
 
     train, evaluation: Datasets with the columns of `sources.PAIR`.
-    report: one dict a source, {"source", "rows", "kept", and a count a reason to drop};
-        kept and dropped sum to the rows.
-    settings: what `build` was told, and the cards' version. cards: {source: Card}.
-    notes: list of str, where a real source is not what its card says.
+    report: one dict per source, {"source", "rows", "kept", and a count per reason to
+        drop}; kept and dropped sum to the rows.
+    settings: what `build` was given, and the cards' version. cards: {source: Card}.
+    notes: where a real source is not what its card says.
     """
 
     train: Dataset
     evaluation: Dataset
-    report: list
+    report: list[dict]
     settings: dict = field(default_factory=dict)
-    cards: dict = field(default_factory=dict)
-    notes: list = field(default_factory=list)
+    cards: dict[str, sources.Card] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def build(
-    data="world",
-    seed=11,
-    cards=None,
-    evaluation_pairs=420,
+    data: str | Path = WORLD,
+    seed: int = 11,
+    cards: dict[str, sources.Card] | None = None,
+    evaluation_pairs: int = 420,
     *,
-    version="v1.0",
-    without=(),
-    near_duplicates=None,
-    benchmarks=None,
-    length=None,
-    max_length=None,
-    weights=None,
-    caps=None,
-):
+    version: str = "v1.0",
+    without: Iterable[str] = (),
+    near_duplicates: float | bool | None = None,
+    benchmarks: dict | None = None,
+    length: Callable | None = None,
+    max_length: int | None = None,
+    weights: dict[str, float] | None = None,
+    caps: dict[str, int] | None = None,
+) -> Mix:
     """The course's mix of all sources, cleaned, shuffled with `seed` and split.
 
     data: see `sources.load_rows`. cards: {source: Card}, by default all of `version`.
@@ -72,78 +75,52 @@ def build(
 
     On the small world the evaluation pairs are its own held-out ones (other towns,
     other sums), and no training pair asks what they ask; elsewhere they are split off
-    the mix by the hash of their prompt, each with a prompt that occurs once.
-    Returns: Mix. Raises: ValueError if a name is no source's, a weight or cap makes no
-    sense, or the mix is too small to set the evaluation pairs aside.
+    the mix by the hash of their prompt, every prompt once. Two prompts are the same if
+    `texts.normalise` makes them so.
+    Raises: ValueError if a name is no source's, a setting makes no sense, or the mix is
+    too small to set the evaluation pairs aside.
     """
     cards = sources.cards(version=version) if cards is None else cards
-    weights, caps = _checked(cards, without, weights, caps)
-    cards = {name: card for name, card in cards.items() if name not in without}
     if near_duplicates is None:
         near_duplicates = sources.card_of("mix")["course"]["near_duplicates"]
-    asked_by = {
-        name: contamination.benchmark_prompts(name, source)
-        for name, source in (benchmarks or {}).items()
-    }
-    tests = _world_tests(evaluation_pairs) if data == "world" else []
-    asked = {questions(row["prompt"]) for row in tests}
-
-    parts, ledger, notes = [], {}, []
-    for name, card in cards.items():
-        rows = sources.load_rows(card, data, seed)
-        pairs, dropped = sources.to_pairs(card, rows)
-        ledger[name] = Counter(dropped, rows=len(rows))
-        if data == "hub":
-            notes += _surprises(card, version, len(rows), len(pairs))
-        parts.append(pairs)
-    parts = [part for part in parts if len(part)]
-    if not parts:
-        raise ValueError("The rules of the cards keep no pair at all.")
-    pairs = concatenate_datasets(parts)
-
-    pairs = _drop(pairs, duplicates.repeats(pairs), ledger)
-    if near_duplicates is not False:
-        pairs = _drop(pairs, duplicates.near_repeats(pairs, near_duplicates), ledger)
-    if asked_by:
-        pairs = _drop(pairs, contamination.find_overlap(pairs, asked_by), ledger)
-    if asked:
-        known = [questions(prompt) in asked for prompt in pairs["prompt"]]
-        pairs = _drop(pairs, [ASKED if yes else "" for yes in known], ledger)
-    if length is not None:
-        long = np.array(length(pairs)) > max_length
-        pairs = _drop(pairs, [LONG if yes else "" for yes in long], ledger)
-    pairs = _drop(pairs, _above(pairs, seed, weights, WEIGHT), ledger)
-    pairs = _drop(pairs, _above(pairs, seed, caps, CAP), ledger)
-
-    kept = Counter(pairs["source"])
-    report = [
-        {"source": name, "rows": counts.pop("rows"), "kept": kept[name], **counts}
-        for name, counts in ledger.items()
-    ]
     settings = {
-        "data": data if data in ("world", "hub") else "local files",
+        "data": data if data in (WORLD, HUB) else "local files",
         "version": version,
         "seed": seed,
         "evaluation_pairs": evaluation_pairs,
-        "without": sorted(without),
+        "without": without if isinstance(without, str) else sorted(without),
         "near_duplicates": near_duplicates,
-        "benchmarks": sorted(asked_by),
+        "benchmarks": sorted(benchmarks or {}),
         "max_length": max_length,
-        "weights": weights,
-        "caps": caps,
+        "weights": dict(weights or {}),
+        "caps": dict(caps or {}),
     }
-    mixed = pairs.shuffle(seed=seed)
-    if data == "world":
+    _check_settings(settings, cards, length)
+    cards = {name: card for name, card in cards.items() if name not in without}
+    tests = _world_tests(evaluation_pairs) if data == WORLD else []
+
+    searches = list(_searches(settings, benchmarks, tests, length))
+    pairs, ledger, notes = _read_sources(cards, data, seed, version)
+    for find in searches:
+        pairs = _drop(pairs, find(pairs), ledger)
+    train = pairs.shuffle(seed=seed)
+    if data == WORLD:
         evaluation = _with_provenance(tests[:evaluation_pairs])
+        kept = Counter(train["source"])
     else:
-        mixed, evaluation = _split(mixed, evaluation_pairs, seed)
-    return Mix(mixed, evaluation, report, settings, cards, notes)
+        train, evaluation = _split(train, evaluation_pairs, seed, ledger)
+        kept = Counter(train["source"]) + Counter(evaluation["source"])
+    report = [
+        {"source": name, "rows": counts.pop("rows"), "kept": kept[name], **+counts}
+        for name, counts in ledger.items()
+    ]
+    return Mix(train, evaluation, report, settings, cards, notes)
 
 
-def _checked(cards, without, weights, caps):
-    """(weights, caps) as dicts, or a ValueError that says which setting is wrong."""
-    weights, caps = dict(weights or {}), dict(caps or {})
-    for setting, names in (("without", without), ("weights", weights), ("caps", caps)):
+def _check_settings(settings, cards, length):
+    """ValueError that says which setting makes no sense."""
+    for setting in ("without", "weights", "caps"):
+        names = settings[setting]
         if isinstance(names, str):
             raise ValueError(f'{setting} is a list of sources: ("{names}",)')
         unknown = [name for name in names if name not in cards]
@@ -152,34 +129,89 @@ def _checked(cards, without, weights, caps):
                 f"{setting} names {', '.join(unknown)}, which no card describes. "
                 f"Known: {', '.join(cards)}."
             )
-    for name, weight in weights.items():
-        if not 0 < weight <= 1:
+    for name, weight in settings["weights"].items():
+        if not (isinstance(weight, int | float) and 0 < weight <= 1):
             raise ValueError(
                 f"weights: {name} has {weight!r}; a weight is the share of its pairs "
                 "that stays, above 0 and up to 1. To leave a source out name it in "
                 "`without`; pairs are never repeated."
             )
-    for name, cap in caps.items():
-        if not (isinstance(cap, int) and cap > 0):
+    for name, cap in settings["caps"].items():
+        if not _is_count(cap) or cap == 0:
             raise ValueError(f"caps: {name} has {cap!r}; a cap is a number of pairs.")
-    return weights, caps
+    if not _is_count(settings["evaluation_pairs"]):
+        raise ValueError(
+            f"evaluation_pairs is {settings['evaluation_pairs']!r}; it is a number of "
+            "pairs."
+        )
+    if (length is None) != (settings["max_length"] is None):
+        raise ValueError("length and max_length go together: give both or neither.")
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _read_sources(cards, data, seed, version):
+    """(pairs, ledger, notes): the sources' pairs in one Dataset, and what was dropped.
+
+    ledger: {source: Counter of "rows" and of the reasons to drop one}.
+    """
+    parts, ledger, notes = [], {}, []
+    for name, card in cards.items():
+        rows = sources.load_rows(card, data, seed)
+        pairs, dropped = sources.to_pairs(card, rows)
+        ledger[name] = Counter(dropped, rows=len(rows))
+        if data == HUB:
+            notes += _surprises(card, version, len(rows), len(pairs))
+        parts.append(pairs)
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        raise ValueError("The rules of the cards keep no pair at all.")
+    return concatenate_datasets(parts), ledger, notes
+
+
+def _searches(settings, benchmarks, tests, length):
+    """What to look for in the pairs, in this order: functions from pairs to reasons."""
+    yield duplicates.repeats
+    threshold = settings["near_duplicates"]
+    if threshold is not False:
+        yield lambda pairs: duplicates.near_repeats(pairs, threshold)
+    if benchmarks:
+        asked_by = {
+            name: contamination.benchmark_prompts(name, source)
+            for name, source in benchmarks.items()
+        }
+        yield lambda pairs: contamination.find_overlap(pairs, asked_by)
+    if tests:
+        asked = {questions(row["prompt"]) for row in tests}
+        yield lambda pairs: [
+            ASKED if questions(prompt) in asked else "" for prompt in pairs["prompt"]
+        ]
+    if length is not None:
+        yield lambda pairs: [
+            LONG if tokens > settings["max_length"] else "" for tokens in length(pairs)
+        ]
+    seed = settings["seed"]
+    yield lambda pairs: _above(pairs, seed, settings["weights"], WEIGHT)
+    yield lambda pairs: _above(pairs, seed, settings["caps"], CAP)
 
 
 def _surprises(card, version, rows, kept):
     """Where the hub's rows are not as many as the card says: list of str."""
-    told = []
+    notes = []
     if card.rows is not None and rows != card.rows:
-        told.append(
+        notes.append(
             f"{card.source}: {rows:,} rows, the card says {card.rows:,}. The source "
             "was changed upstream; its published counts no longer apply."
         )
     expected = card.kept(version)
     if expected is not None and kept != expected:
-        told.append(
+        notes.append(
             f"{card.source}: its card keeps {kept:,} pairs; {expected:,} are "
             f"published for {version}."
         )
-    return told
+    return notes
 
 
 def _drop(pairs, reasons, ledger):
@@ -195,7 +227,7 @@ def _above(pairs, seed, limits, reason):
     """Which pairs are too many for their source's weight or cap: a list of reasons.
 
     The pairs that stay are those of the smallest hash of seed and content, so that the
-    choice hangs neither on the order of the rows nor on other sources.
+    choice depends neither on the order of the rows nor on other sources.
     """
     origin = np.array(pairs["source"], dtype=object)
     reasons = np.full(len(pairs), "", dtype=object)
@@ -209,7 +241,8 @@ def _above(pairs, seed, limits, reason):
 
 def _order(seed, key):
     """A number that puts pairs or prompts into an order of the seed's own."""
-    return int(hashlib.sha256(f"{seed} {key}".encode()).hexdigest()[:15], 16)
+    digest = hashlib.sha256(f"{seed} {key}".encode()).hexdigest()
+    return int(digest[:15], 16)
 
 
 def _world_tests(count):
@@ -232,21 +265,29 @@ def _with_provenance(tests):
     return Dataset.from_list(rows, features=sources.PAIR)
 
 
-def _split(mix, count, seed):
-    """(train, evaluation) without a common prompt, so that nothing is tested by heart.
+def _split(mix, count, seed, ledger):
+    """(train, evaluation) without a common prompt: no test was seen in training.
 
-    Only prompts that occur once are set aside: then every pair counts as one item. The
+    Prompts that occur once are set aside first. Of a prompt that occurs more often one
+    pair is set aside and the others are dropped: so every pair counts as one item. The
     prompt's hash decides, so a pair stays on its side when sources come or go.
     """
-    keys = [questions(prompt) for prompt in mix["prompt"]]
-    times = Counter(keys)
-    alone = [i for i, key in enumerate(keys) if times[key] == 1]
-    if len(alone) < count or len(mix) <= count:
+    pairs_of = {}
+    for number, prompt in enumerate(mix["prompt"]):
+        pairs_of.setdefault(questions(prompt), []).append(number)
+    if len(pairs_of) <= count:
         raise ValueError(
-            f"The mix has {len(mix)} pairs, {len(alone)} of them with a prompt of "
-            f"their own: too few to set {count} aside."
+            f"The mix has {len(mix)} pairs with {len(pairs_of)} different prompts: too "
+            f"few to set {count} aside."
         )
-    alone.sort(key=lambda i: _order(seed, keys[i]))
-    aside = set(alone[:count])
-    rest = [i for i in range(len(mix)) if i not in aside]
-    return mix.select(rest), mix.select(alone[:count])
+    prompts = sorted(pairs_of, key=lambda p: (len(pairs_of[p]) > 1, _order(seed, p)))
+    hashes, tests, dropped = mix["hash"], [], [""] * len(mix)
+    for prompt in prompts[:count]:
+        test = min(pairs_of[prompt], key=lambda number: _order(seed, hashes[number]))
+        tests.append(test)
+        for number in pairs_of[prompt]:
+            dropped[number] = ASKED
+    evaluation = mix.select(tests)
+    for source in evaluation["source"]:
+        ledger[source][ASKED] -= 1  # the test itself is kept
+    return _drop(mix, dropped, ledger), evaluation

@@ -1,14 +1,13 @@
 """Training pairs that ask what a benchmark asks, found by runs of equal words.
 
-Knows: how prompts of a benchmark are had and compared. Does not know: problems told
-again in other words; no comparison of texts finds them.
+Problems in other words stay: no comparison of texts finds them.
 """
 
 from pathlib import Path
 
-from datasets import Features, Value
+from datasets import Dataset, Features, Value
 
-from course_utils.data.mixing import texts
+from course_utils.data import texts
 from course_utils.data.sources import from_hub
 
 # Where the hub has the test questions: repository, configuration, split, column.
@@ -26,11 +25,13 @@ BENCHMARKS = {
 RUN = 13  # words, as in Brown et al. 2020, arXiv:2005.14165, appendix C
 
 
-def benchmark_prompts(name, source=None):
-    """The test questions of a benchmark: a list of str.
+def benchmark_prompts(
+    name: str, source: list[str] | str | Path | None = None
+) -> list[str]:
+    """The test questions of a benchmark.
 
     name: one of `BENCHMARKS`, loaded from the hub; or any name, with a source.
-    source: None, a list of str, or a text file with one question a line.
+    source: None, a list of str, or a text file with one question per line.
     Raises: ValueError for an unknown name without a source, or an empty source;
     SourceUnavailable where the hub does not deliver.
     """
@@ -38,39 +39,42 @@ def benchmark_prompts(name, source=None):
         if name not in BENCHMARKS:
             raise ValueError(
                 f"Unknown benchmark {name!r}. Known: {', '.join(BENCHMARKS)}; for "
-                "another give its questions as a list or a text file, one a line."
+                "another give its questions as a list or a text file, one per line."
             )
         repo, configuration, split, column = BENCHMARKS[name]
         return list(from_hub(repo, configuration, split=split)[column])
     if not isinstance(source, (list, tuple)):
-        source = Path(source).read_text(encoding="utf-8").splitlines()
+        # Only \n ends a line: a question may hold other separators, such as U+2028.
+        source = Path(source).read_text(encoding="utf-8-sig").split("\n")
     prompts = [text for text in source if text.strip()]
     if not prompts:
         raise ValueError(f"The benchmark {name!r} has no question in it.")
     return prompts
 
 
-def find_overlap(pairs, benchmarks, run=RUN):
+def find_overlap(
+    pairs: Dataset, benchmarks: dict[str, list[str]], run: int = RUN
+) -> list[str]:
     """Which benchmark a pair's prompt repeats.
 
     pairs: Dataset with `prompt`. benchmarks: {name: list of str}, the test questions.
     run: words that must be equal in a row. A question of fewer words counts only where
     it is one of the user's messages, word for word.
-    Returns: list of str, one a pair: "asked by NAME", or "".
+    Returns: one per pair: "asked by NAME", or "".
     """
-    runs, whole = {}, {}
+    runs, short = {}, {}
     for name, prompts in benchmarks.items():
         for prompt in prompts:
             said = texts.words(prompt)
             if len(said) < run:
-                whole.setdefault(" ".join(said), name)
+                short.setdefault(" ".join(said), name)
             for found in _runs(said, run):
                 runs.setdefault(found, name)
     mapped = pairs.select_columns(["prompt"]).map(
         _overlap_batch,
         batched=True,
         remove_columns=["prompt"],
-        fn_kwargs={"runs": runs, "whole": whole, "run": run},
+        fn_kwargs={"runs": runs, "short": short, "run": run},
         features=Features({"reason": Value("string")}),
         num_proc=texts.processes(pairs),
     )
@@ -82,13 +86,13 @@ def _runs(said, run):
     return [" ".join(said[i : i + run]) for i in range(len(said) - run + 1)]
 
 
-def _overlap_batch(batch, runs, whole, run):
+def _overlap_batch(batch, runs, short, run):
     reasons = []
     for prompt in batch["prompt"]:
         name = None
         for question in texts.questions(prompt):
             said = texts.words(question)
-            name = name or whole.get(" ".join(said))
+            name = name or short.get(" ".join(said))
             name = name or next(
                 (runs[found] for found in _runs(said, run) if found in runs), None
             )

@@ -1,7 +1,6 @@
 """Pairs that come twice: the same, or nearly the same words.
 
-Knows: exact repeats by hash, near repeats by MinHash (datasketch). Does not know: which
-of two equal pairs is the better one; the earlier stays.
+The earlier of two equal pairs stays, whichever is the better one.
 
 Near repeats are found among texts of a pair's questions and its chosen answer, cut into
 runs of five words. How alike two texts are is the Jaccard similarity of their runs,
@@ -12,10 +11,11 @@ import zlib
 
 import numpy as np
 import pandas as pd
-from datasets import Features, List, Value
+from datasets import Dataset, Features, List, Value
 from datasketch import MinHash, MinHashLSH
 
-from course_utils.data.mixing import texts
+from course_utils.data import texts
+from course_utils.data.sources.mapping import pair_hash
 
 REPEAT = "the same pair again"
 NEAR = "nearly the same pair again"
@@ -24,17 +24,23 @@ RUN = 5  # words
 _SKETCH = {"num_perm": PERMUTATIONS, "scheme": "affine32", "hashfunc": zlib.crc32}
 
 
-def repeats(pairs):
-    """list of str, one a pair: `REPEAT` where an earlier pair has the same messages."""
+def repeats(pairs: Dataset) -> list[str]:
+    """One per pair: `REPEAT` where an earlier one has the same messages, normalised."""
     seen, reasons = set(), []
-    for key in pairs["hash"]:
-        reasons.append(REPEAT if key in seen else "")
-        seen.add(key)
+    for batch in pairs.select_columns(["prompt", "chosen", "rejected"]).iter(1_000):
+        for sides in zip(*batch.values(), strict=True):
+            key = pair_hash(*map(_normalised, sides))
+            reasons.append(REPEAT if key in seen else "")
+            seen.add(key)
     return reasons
 
 
-def near_repeats(pairs, threshold=0.8):
-    """list of str, one a pair: `NEAR` where an earlier one that stays is nearly it.
+def _normalised(messages):
+    return [m | {"content": texts.normalise(m["content"])} for m in messages]
+
+
+def near_repeats(pairs: Dataset, threshold: float = 0.8) -> list[str]:
+    """One per pair: `NEAR` where an earlier one that stays is nearly the same.
 
     threshold: Jaccard similarity from which two texts count as nearly the same.
     Raises: ValueError if it is not between 0 and 1.
@@ -49,7 +55,7 @@ def near_repeats(pairs, threshold=0.8):
     return reasons
 
 
-def overlap(pairs, threshold=0.8):
+def overlap(pairs: Dataset, threshold: float = 0.8) -> pd.DataFrame:
     """How often a pair of one source is nearly the same as one of another.
 
     Returns: DataFrame, sources by sources: of the pairs of the row's source, the number
@@ -69,7 +75,7 @@ def overlap(pairs, threshold=0.8):
     return counts
 
 
-def signatures(pairs):
+def signatures(pairs: Dataset) -> np.ndarray:
     """The MinHash of every pair: array (pairs, 128) of uint32."""
     mapped = pairs.select_columns(["prompt", "chosen"]).map(
         _sketch_batch,
@@ -94,8 +100,8 @@ def _sketches(values):
 def _sketch_batch(batch):
     runs = []
     for prompt, chosen in zip(batch["prompt"], batch["chosen"], strict=True):
-        whole = " ".join((*texts.questions(prompt), chosen[0]["content"]))
-        said = [word.encode() for word in texts.words(whole)]
+        text = " ".join((*texts.questions(prompt), chosen[0]["content"]))
+        said = [word.encode() for word in texts.words(text)]
         starts = range(max(1, len(said) - RUN + 1))
         runs.append([b" ".join(said[at : at + RUN]) for at in starts])
     return {"sketch": [sketch.hashvalues for sketch in MinHash.bulk(runs, **_SKETCH)]}

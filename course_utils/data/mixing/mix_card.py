@@ -1,9 +1,9 @@
 """The page of a mix, written from what `build` counted.
 
-Knows: the hub's dataset-card format and what a reader must be told. Does not know: any
-number that is not in the mix.
+It is a dataset card in the hub's format; every number in it is in the mix.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,11 +11,13 @@ import pandas as pd
 import yaml
 
 from course_utils.data import sources
+from course_utils.data.mixing.build import Mix
+from course_utils.setup.profiles import WORLD
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
 
 
-def card(mix, name):
+def card(mix: Mix, name: str) -> str:
     """The mix as a dataset card: a str of Markdown with the hub's front matter.
 
     mix: as `build` returns it. name: the card's title. Every number in it is counted.
@@ -40,11 +42,11 @@ def card(mix, name):
         "## Where the rows went",
         _table(_counts(mix)),
         "Every row of a source is kept or counted under the first reason to drop it.",
-        *[f"- {note}" for note in mix.notes],
+        *[f"- {_line(note)}" for note in mix.notes],
         "## Sources",
         _table(_sources(mix)),
         "## How it was made",
-        "\n".join(f"- {key}: {_told(value)}" for key, value in mix.settings.items()),
+        "\n".join(f"- {key}: {_shown(value)}" for key, value in mix.settings.items()),
         "Each pair names its `source`, its `row` there, counted from 0, and the `hash` "
         "of its messages.",
         "## Citation",
@@ -54,18 +56,18 @@ def card(mix, name):
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def write_card(mix, folder, name):
-    """Write `card(mix, name)` to README.md in a folder, whole or not at all."""
+def write_card(mix: Mix, folder: str | Path, name: str) -> Path:
+    """Write `card(mix, name)` to README.md in a folder, completely or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / "README.md.part"
-    draft.write_text(card(mix, name), encoding="utf-8")
+    draft.write_text(card(mix, name), encoding="utf-8", newline="\n")
     return draft.replace(folder / "README.md")
 
 
 def _is_world(mix):
     """The small world's rows are this course's own, whatever columns they come in."""
-    return mix.settings["data"] == "world"
+    return mix.settings["data"] == WORLD
 
 
 def _license(mix):
@@ -81,15 +83,17 @@ def _warned(mix):
 
 
 def _warnings(mix):
-    lines = [f"- **{card.source}**: {card.warning}" for card in _warned(mix)]
+    lines = [f"- **{card.source}**: {_line(card.warning)}" for card in _warned(mix)]
     return ["## Content warning", "\n".join(lines)] if lines else []
 
 
 def _citations(mix):
     if _is_world(mix):
         return ["Made by this course from the small world; nothing to cite."]
-    told = [f"- {c.source}: {c.citation or 'not given'}" for c in mix.cards.values()]
-    return ["\n".join(told)]
+    lines = [
+        f"- {c.source}: {_line(c.citation) or 'not given'}" for c in mix.cards.values()
+    ]
+    return ["\n".join(lines)]
 
 
 def _counts(mix):
@@ -109,7 +113,7 @@ def _sources(mix):
                 "source": card.source,
                 "rows from": world.format(card.repo) if world else where,
                 "licence": _license(mix) if world else card.license,
-                "rule": f"`{card.keep.replace('`', '')}`" if card.keep else "all rows",
+                "rule": _code(card.keep) if card.keep else "all rows",
                 "train": f"{train[card.source]:,}",
                 "test": f"{test[card.source]:,}",
             }
@@ -117,16 +121,30 @@ def _sources(mix):
     return pd.DataFrame(rows).set_index("source")
 
 
-def _told(value):
+def _shown(value):
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return "none" if value is None or value is False else str(value)
+    return "none" if value is None or value is False else _line(value)
+
+
+def _line(text):
+    """A text in one line: a line break would end a list or a row of a table."""
+    return " ".join(str(text).split())
+
+
+def _code(text):
+    """A text as Markdown's code, between more backticks than it holds in a row."""
+    text = _line(text)
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " * bool(longest)
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _table(frame):
     """A DataFrame as a Markdown table, its index as the first column."""
     head = [frame.index.name, *frame.columns]
     lines = [head, ["---"] * len(head), *([i, *row] for i, *row in frame.itertuples())]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    rows = [[_line(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,7 +1,8 @@
 """One source of preference data: its card, its rows, its pairs.
 
-Knows: the data cards (`cards`), where rows come from (`loading`), and how a row becomes
-a pair or is dropped for a reason (`pairs`). Does not know: tokens, other sources.
+Modules: `data_cards`, `rules` (which rows a card keeps), `loading` and `files` (where
+rows come from), `mapping` (how a row becomes a pair, or is dropped for a reason).
+Knows neither tokens nor other sources.
 """
 
 from course_utils.data.sources.data_cards import (
@@ -11,6 +12,7 @@ from course_utils.data.sources.data_cards import (
     read_card,
     read_front_matter,
 )
+from course_utils.data.sources.files import read_json_lines
 from course_utils.data.sources.loading import SourceUnavailable, from_hub, load_rows
 from course_utils.data.sources.mapping import PAIR, REASONS, to_pairs
 
@@ -25,5 +27,6 @@ __all__ = [
     "load_rows",
     "read_card",
     "read_front_matter",
+    "read_json_lines",
     "to_pairs",
 ]

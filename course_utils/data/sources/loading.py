@@ -1,21 +1,23 @@
 """The rows of a source: from the small world, from files of one's own, from the hub.
 
-Knows: where rows come from, and what each way of failing asks the reader to do. Does
-not know: what the rows say.
+No way of loading runs code: files are JSON, CSV or Parquet, and a data set of the hub
+that needs a script or pickles is refused.
 """
 
+import os
 from pathlib import Path
 
-import pyarrow as pa
 from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetNotFoundError
 
 from course_utils.data import world
+from course_utils.data.sources.data_cards import Card
+from course_utils.data.sources.files import READERS, read_file
+from course_utils.setup.profiles import HUB, WORLD, is_hub_id
 
-_BUILDERS = {"jsonl": "json", "json": "json", "parquet": "parquet", "csv": "csv"}
-
-# Words by which causes are told apart that have no type of their own.
+# Words that tell causes apart which have no type of their own.
 _CUT = ("without sending complete message body", "Consistency check failed")
+_RUNS_CODE = ("scripts are no longer supported", "pickle")
 _UNREACHABLE = (
     "Couldn't reach",
     "Server disconnected",
@@ -30,62 +32,63 @@ class SourceUnavailable(RuntimeError):
     """A source could not be had from the hub; the message says what to do."""
 
 
-def load_rows(card, data="world", seed=11):
+def load_rows(card: Card, data: str | Path = WORLD, seed: int = 11) -> Dataset:
     """The rows of a source as a `datasets.Dataset`, in the source's own columns.
 
     data: "world" for the lab's small world, "hub" for the real source, a folder that
     holds `<source>.jsonl`, `.json`, `.parquet` or `.csv`, or one such file.
     Raises: FileNotFoundError naming the folder and the files it should hold; ValueError
-    if a file cannot be read as what its name says, or if the card names no repository;
-    SourceUnavailable where the hub does not deliver.
+    if a file cannot be read as what its name says, if the card names no repository, or
+    if its source lies outside the folder; SourceUnavailable where the hub does not
+    deliver.
     """
-    if data == "world":
+    if data == WORLD:
         version = card.versions[0] if card.versions else "v1.0"
         rows = world.rows(card.source, seed=seed, version=version)
         return Dataset.from_list(rows)
-    if data == "hub":
+    if data == HUB:
         if card.repo is None:
             raise ValueError(
                 f"{card.path.name} names no `repo`, so the hub cannot have its rows. "
                 f"Put {card.source}.jsonl into a folder and set COURSE_DATA to it."
             )
         return from_hub(card.repo, revision=card.revision)
-    return _from_file(_file_of(card, Path(data)))
+    return read_file(_file_of(card, Path(data)), card.texts)
 
 
 def _file_of(card, place):
     if place.is_file():
         return place
-    for suffix in _BUILDERS:
-        path = place / f"{card.source}.{suffix}"
+    names = [f"{card.source}.{suffix}" for suffix in READERS]
+    for path in (place / name for name in names):
+        # Backslashes separate folders on Windows only: a card is the same everywhere.
+        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(place))
+        if not inside or "\\" in card.source:
+            raise ValueError(
+                f"{card.path.name}: `source` leads to {path}, outside the data folder "
+                f"{place}. Name a file that lies in the folder itself."
+            )
         if path.is_file():
             return path
-    names = [f"{card.source}.{suffix}" for suffix in _BUILDERS]
     raise FileNotFoundError(
         f"{place} holds none of {', '.join(names)}. Put the source's rows there, or "
         "leave COURSE_DATA unset."
     )
 
 
-def _from_file(path):
-    builder = _BUILDERS.get(path.suffix.lstrip("."))
-    if builder is None:
-        raise ValueError(f"{path}: rows are read from {', '.join(_BUILDERS)} only.")
-    try:
-        return load_dataset(builder, data_files=str(path), split="train")
-    except (DatasetGenerationError, pa.ArrowInvalid) as error:
-        # datasets' own message says only that it failed; its cause names the line.
-        raise ValueError(
-            f"{path} cannot be read as {path.suffix.lstrip('.')}: "
-            f"{error.__cause__ or error}"
-        ) from error
-
-
-def from_hub(repo, name=None, revision="main", split="train"):
+def from_hub(
+    repo: str, name: str | None = None, revision: str = "main", split: str = "train"
+) -> Dataset:
     """A split of a data set on the hub. name: its configuration.
 
-    Raises: SourceUnavailable that says what to do, where the hub does not deliver.
+    Raises: SourceUnavailable that says what to do, where the hub does not deliver;
+    ValueError if `repo` is not an owner/name of the hub.
     """
+    if not is_hub_id(repo):
+        raise ValueError(
+            f"{repo!r} is not owner/name of a data set on the hub, or a folder of that "
+            "name lies here and would be read in its place."
+        )
     try:
         return load_dataset(repo, name, revision=revision, split=split)
     except Exception as error:
@@ -124,10 +127,15 @@ def _advice(repo, revision, error):
         return f"the hub answers {status}, so it is in trouble itself. {again} later."
     if isinstance(error, DatasetNotFoundError):
         if str(error).startswith("Revision"):
-            return f"it has no revision {revision!r}. Mend `revision` in its card."
+            return f"it has no revision {revision!r}. Correct `revision` in its card."
         return (
             "the hub shows no such data set: it was renamed, removed or made private. "
-            f"Look at {page}, and mend `repo` in its card."
+            f"Look at {page}, and correct `repo` in its card."
+        )
+    if any(word in texts for word in _RUNS_CODE):
+        return (
+            "loading it would run code (a script or pickled files), and the course "
+            "runs none. Take a copy in Parquet, JSON Lines or CSV."
         )
     if any(word in texts for word in _CUT):
         return f"a file of it was cut off on its way. {again}."

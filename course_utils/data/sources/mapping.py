@@ -1,19 +1,20 @@
 """From a source's rows to pairs, by its card; every row that falls away has a reason.
 
-Knows: how columns become messages, what makes a row unusable, where a pair came from.
-Does not know: other sources, tokens.
+A card says how columns become messages; here is what makes a row unusable, and where a
+pair came from.
 """
 
 import hashlib
 import json
-import os
-import re
-from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-from datasets import Features, List, Value
+from datasets import Dataset, Features, List, Value
+
+from course_utils.data import texts
+from course_utils.data.sources.data_cards import Card, kind_of, read_rule
+from course_utils.data.sources.files import rows_to_dataset
 
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
 # What a pair is, provenance included: `row` counts the source's own rows from 0,
@@ -39,30 +40,23 @@ UNRATED = "a rating is missing"
 RULE = "rule"
 REASONS = (MISSING, NOT_TEXT, TURNS, CONTEXTS, SAME, CONTROL, UNRATED, RULE)
 
-# Tokens of Llama 3's and ChatML's templates: written out in a text they would open or
-# end a turn.
-_CONTROL = re.compile(r"<\|[A-Za-z0-9_]+\|>")
-_NULLABLE = {
-    pa.float64(): pd.Float64Dtype(),
-    pa.float32(): pd.Float32Dtype(),
-    pa.int64(): pd.Int64Dtype(),
-    pa.int32(): pd.Int32Dtype(),
-    pa.bool_(): pd.BooleanDtype(),
-    pa.string(): pd.StringDtype(),
-    pa.large_string(): pd.StringDtype(),
-}
-_LARGE = 5_000  # rows from which a second process pays for its start
+_CONTROL = texts.control_pattern()
 
 
-def to_pairs(card, rows):
+def to_pairs(
+    card: Card, rows: Dataset | Iterable[dict]
+) -> tuple[Dataset, texts.Dropped]:
     """Apply the card to its rows.
 
-    Returns: (pairs, dropped): a Dataset with the columns of `PAIR`, and a Counter
-    {reason: rows}, the reasons as in `REASONS`; a row has the first that fits. The
-    pairs and the dropped rows sum to the rows.
+    Returns: (pairs, dropped): a Dataset with the columns of `PAIR`, and counts
+    {reason: rows}, the reasons as in `REASONS`; a row has the first that fits, and
+    `dropped.rows[reason]` has the rows' numbers. The pairs and the dropped rows sum to
+    the rows.
     Raises: ValueError naming the card and the column that the rows lack or hold in
-    another type than the card says, or the rule that does not run.
+    another type than the card says, or the rule that cannot be applied.
     """
+    if not isinstance(rows, Dataset):
+        rows = rows_to_dataset(rows, card.path.name, card.mapped)
     _check_columns(card, rows)
     rule = _rule(card, rows)
     used = list(dict.fromkeys(card.mapped))
@@ -74,14 +68,17 @@ def to_pairs(card, rows):
         remove_columns=marked.column_names,
         fn_kwargs={"card": card},
         features=Features({**PAIR, "reason": Value("string")}),
-        num_proc=os.cpu_count() if len(rows) >= _LARGE else None,
+        num_proc=texts.processes(rows),
     )
     reasons = np.array(mapped.with_format("arrow")["reason"], dtype=object)
     pairs = mapped.select(np.flatnonzero(reasons == "")).remove_columns("reason")
-    return pairs, Counter(reason for reason in reasons if reason)
+    dropped = texts.Dropped()
+    for number in np.flatnonzero(reasons != ""):
+        dropped.drop(reasons[number], int(number))
+    return pairs, dropped
 
 
-def pair_hash(prompt, chosen, rejected):
+def pair_hash(prompt: list[dict], chosen: list[dict], rejected: list[dict]) -> str:
     """16 hexadecimal digits that name a pair by its messages."""
     text = json.dumps([prompt, chosen, rejected], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -109,18 +106,18 @@ def _read_row(card, row):
     chosen, rejected = _turns(row[card.chosen]), _turns(row[card.rejected])
     prompt, contexts = _prompt(card, row, chosen), [chosen[:-1], rejected[:-1]]
     answers = [*chosen[-1:], *rejected[-1:]]
-    texts = [message["content"] for message in (*prompt, *answers)]
-    if len(answers) < 2 or any(_blank(answer["content"]) for answer in answers):
+    contents = [message["content"] for message in (*prompt, *answers)]
+    if len(answers) < 2 or any(texts.is_blank(answer["content"]) for answer in answers):
         reason = MISSING
-    elif not all(isinstance(text, str) for text in texts):
+    elif not all(isinstance(text, str) for text in contents):
         reason = NOT_TEXT
     elif not _alternate(prompt) or any(a["role"] != "assistant" for a in answers):
         reason = TURNS
     elif "messages" in card.prompt and contexts[0] != contexts[1]:
         reason = CONTEXTS
-    elif answers[0] == answers[1]:
+    elif texts.same_text(*contents[-2:]):
         reason = SAME
-    elif any(_CONTROL.search(text) for text in texts):
+    elif any(map(_CONTROL.search, contents)):
         reason = CONTROL
     elif row["follows_rule"] is None:
         reason = UNRATED
@@ -133,7 +130,9 @@ def _turns(value):
     """A column's value as messages, whether it was a list of them or one answer."""
     if isinstance(value, list):
         # Sources order role and content differently, which no data set may mix.
-        return [{"role": m["role"], "content": m["content"]} for m in value]
+        return [
+            {name: (m or {}).get(name) for name in ("role", "content")} for m in value
+        ]
     return [] if value is None else [{"role": "assistant", "content": value}]
 
 
@@ -142,13 +141,9 @@ def _prompt(card, row, chosen):
         column = card.prompt["messages"]
         return (chosen if column == card.chosen else _turns(row[column]))[:-1]
     system = row.get(card.prompt.get("system", ""))
-    said = [("system", system)] if system else []
+    said = [] if texts.is_blank(system) else [("system", system)]
     said.append(("user", row[card.prompt["user"]]))
     return [{"role": role, "content": content} for role, content in said]
-
-
-def _blank(content):
-    return content is None or (isinstance(content, str) and not content.strip())
 
 
 def _alternate(prompt):
@@ -158,7 +153,7 @@ def _alternate(prompt):
     return (
         len(turns) % 2 == 1
         and [turn["role"] for turn in turns] == expected[: len(turns)]
-        and not any(_blank(message["content"]) for message in prompt)
+        and not any(texts.is_blank(message["content"]) for message in prompt)
     )
 
 
@@ -168,62 +163,40 @@ def _check_columns(card, rows):
     if lacking:
         raise ValueError(
             f"{card.path.name}: the rows have no column {', '.join(lacking)}; they "
-            f"have {', '.join(rows.column_names)}. Was it renamed upstream? Mend the "
-            "card."
+            f"have {', '.join(rows.column_names)}. Was it renamed upstream? Correct "
+            "the card."
         )
     for name in card.mapped:
-        found = _kind(rows.features[name])
+        found = kind_of(rows.features[name])
         if found not in ("text", "messages", "nothing"):
             raise ValueError(
                 f"{card.path.name}: column {name} holds {found}; an answer or a prompt "
                 "is text, or a list of messages with `role` and `content`."
             )
-        said = _kind(card.columns[name]) if name in card.columns else found
+        said = kind_of(card.columns[name]) if name in card.columns else found
         if found not in (said, "nothing"):
             raise ValueError(
                 f"{card.path.name}: column {name} holds {found}, the card says {said}. "
-                "Was it changed upstream? Mend the card."
+                "Was it changed upstream? Correct the card."
             )
-
-
-def _kind(feature):
-    """What a column holds, in a word: int64 and float64 ratings are both numbers."""
-    inner = getattr(feature, "feature", None)
-    if inner is None and isinstance(feature, list):
-        inner = feature[0]
-    if inner is not None:
-        names = set(inner) if isinstance(inner, dict) else set()
-        return "messages" if {"role", "content"} <= names else "lists"
-    dtype = getattr(feature, "dtype", "struct")
-    if dtype in ("string", "large_string"):
-        return "text"
-    if dtype == "bool":
-        return "yes or no"
-    if dtype == "null":
-        return "nothing"
-    return "numbers" if dtype.startswith(("int", "uint", "float")) else dtype
 
 
 def _rule(card, rows):
     """pa.array of bool: where the card's rule holds; null where it meets no value."""
     if not card.keep:
         return pa.array(np.ones(len(rows), dtype=bool))
+    rule = read_rule(card.path, card.keep)
     simple = {"text", "numbers", "yes or no", "nothing"}
-    usable = [name for name, kind in rows.features.items() if _kind(kind) in simple]
-    named = [name for name in usable if name in card.keep]
-    table = rows.select_columns(named or usable[:1]).with_format("arrow")[:]
-    # pandas' own types keep a missing value missing; `not None` would else be an error.
-    frame = table.to_pandas(types_mapper=_NULLABLE.get)
-    try:
-        mask = frame.eval(card.keep)
-    except Exception as error:
+    usable = [name for name, kind in rows.features.items() if kind_of(kind) in simple]
+    said = f"{card.path.name}: the rule `{card.keep}`"
+    unknown = [name for name in rule.columns if name not in usable]
+    if unknown:
         raise ValueError(
-            f"{card.path.name}: the rule `{card.keep}` fails on these rows: {error}. "
-            f"Columns it can use: {', '.join(usable)}."
-        ) from error
-    if not (isinstance(mask, pd.Series) and pd.api.types.is_bool_dtype(mask)):
-        raise ValueError(
-            f"{card.path.name}: the rule `{card.keep}` does not say yes or no of every "
-            "row; write a comparison, such as `rating >= 5`."
+            f"{said} compares {', '.join(unknown)}; columns it can use: "
+            f"{', '.join(usable)}."
         )
-    return pa.array(mask.astype("boolean"))
+    table = rows.select_columns(rule.columns).with_format("arrow")[:]
+    try:
+        return rule.mask(table)
+    except ValueError as error:
+        raise ValueError(f"{said} {error}.") from error

@@ -1,8 +1,7 @@
 """The CPU lab's small world: seven preference sources in which truth can be checked.
 
-Knows: towns, sums, dialogues, what is true, seven data sets in the columns of the real
-ones, an exact verifier, and the corpus a base model is pretrained on. Does not know:
-torch.
+It has towns, sums and dialogues, seven data sets in the columns of the real ones, an
+exact verifier, and the corpus that a base model is pretrained on.
 """
 
 from course_utils.data.world.corpus import documents

@@ -1,8 +1,7 @@
 """The text that the lab's base model is pretrained on.
 
-Knows: documents, and that half of everything in them is flawed, as on the web: truth
-and gossip, a teacher's sums and a careless pupil's, polite and rude speakers. Does not
-know: tokens, models.
+Half of everything in it is flawed, as on the web: truth and gossip, a teacher's sums
+and a careless pupil's, polite and rude speakers.
 
 A base model of this text is about as likely to give a bad answer as a good one. Most of
 it is plain speech (voice 0), so supervised fine-tuning has a style to teach. Chats come
@@ -12,6 +11,7 @@ towns do, for a fact that was never read cannot be known.
 """
 
 import random
+from collections.abc import Iterator
 
 from course_utils.data.world import facts, phrases, tasks
 from course_utils.data.world.sampling import SOURCES, ask, write_answer
@@ -149,8 +149,8 @@ _PROSE = (
 )
 
 
-def documents(count, seed=0):
-    """Yields `count` documents (str), the same ones for the same seed."""
+def documents(count: int, seed: int = 0) -> Iterator[str]:
+    """Yields `count` documents, the same ones for the same seed."""
     rng = random.Random(seed)
     writers, shares = zip(*_PROSE, strict=True)
     for _ in range(count):

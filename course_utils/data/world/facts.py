@@ -1,8 +1,5 @@
 """What is true in the small world, and what gossip says instead.
 
-Knows: names, the facts of every town, the gossip, which towns are kept for testing.
-Does not know: how any of it is asked or said (`phrases`), or who asks (`tasks`).
-
 Everything is drawn once from a fixed seed, so the world is the same on every machine.
 """
 
@@ -177,6 +174,6 @@ ERRANDS = {
 }
 
 
-def towns(split):
+def towns(split: str) -> list[str]:
     """The towns of a split: "train", "test" or "all" (pretraining sees all)."""
     return {"train": TRAIN_TOWNS, "test": TEST_TOWNS, "all": TOWNS}[split]

@@ -1,8 +1,4 @@
-"""Questions about what is true, what was said, and who speaks.
-
-Knows: `Fact`, `TwoFacts`, `Recall`, `Identity`, in the form that `tasks` explains. Does
-not know: questions of skill (`skills`).
-"""
+"""Questions about what is true, what was said, and who speaks; see `tasks`."""
 
 from dataclasses import dataclass
 from itertools import product

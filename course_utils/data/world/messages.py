@@ -1,20 +1,18 @@
-"""Messages, and templates that can be read back.
-
-Knows: the three roles, and how to undo `str.format`. Does not know: any question.
-"""
+"""Messages, and templates that can be read back."""
 
 import re
+from collections.abc import Iterable
 
 
-def user(text):
+def user(text: str) -> dict:
     return {"role": "user", "content": text}
 
 
-def assistant(text):
+def assistant(text: str) -> dict:
     return {"role": "assistant", "content": text}
 
 
-def system(text):
+def system(text: str) -> dict:
     return {"role": "system", "content": text}
 
 
@@ -33,7 +31,7 @@ def _pattern(template):
     return re.compile(out)
 
 
-def read(templates, text):
+def read(templates: Iterable[str], text: str) -> dict | None:
     """The fields of the first template that could have written `text`, or None."""
     for template in templates:
         match = _pattern(template).fullmatch(text)

@@ -1,7 +1,5 @@
 """How the small world speaks: questions, statements, openers, closers, refusals.
 
-Knows: wording in two voices. Does not know: what is true (`facts`).
-
 Voice 0 is plain speech, most of the pretraining corpus. Voice 1 is the assistant's,
 which all preference data speak. The base model has met both, and both in good and bad
 manners.

@@ -1,8 +1,5 @@
 """The seven small sources, each in the columns and with the quirks of the real one.
 
-Knows: column names and types, rating scales, what is odd about each data set. Does not
-know: which rows are worth keeping (the data cards say that).
-
 Ratings saturate, as a lenient judge's do: most answers that get the top mark have a
 flaw, so a rule such as "only top-rated answers" leaves imperfect answers in the mix.
 """
@@ -164,7 +161,9 @@ _WRITERS = {
 }
 
 
-def rows(source, count=None, seed=11, version="v1.0"):
+def rows(
+    source: str, count: int | None = None, seed: int = 11, version: str = "v1.0"
+) -> list[dict]:
     """The rows of one small source, train split, in the real source's columns.
 
     source: a name in `SIZES`. count: rows, by default `SIZES[source]`. version: of the

@@ -1,8 +1,5 @@
 """Chosen and rejected answers, rated by a noisy judge.
 
-Knows: the three parts of an answer and how each can be flawed; the judge. Does not
-know: the columns in which a data set stores a pair (`rows`).
-
 An answer is `opener + core + closer`; each part is flawed with probability 1/2. Two
 answers to a prompt are drawn and rated `5 - flaws + noise`; the higher rated is
 *chosen*. So chosen answers are imperfect, as in real preference data, and chosen and
@@ -10,6 +7,7 @@ rejected share topic, wording and length.
 """
 
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 from course_utils.data.world import phrases, tasks
@@ -42,13 +40,13 @@ class Pair(NamedTuple):
     rejected: Answer
 
 
-def ask(source, rng, split):
+def ask(source: str, rng: random.Random, split: str) -> tuple:
     """A question of `source`: (messages, task). split: "train", "test" or "all"."""
     kinds, shares = zip(*SOURCES[source], strict=True)
     return rng.choices(kinds, shares)[0].sample(rng, split)
 
 
-def write_answer(task, flaws, voice, rng):
+def write_answer(task, flaws: tuple, voice: Callable, rng: random.Random) -> str:
     """An answer with the given flaws. voice: function that picks one for each part."""
     wrong, rude, rambling = flaws
     opener = pick(rng, (phrases.RUDE if rude else phrases.POLITE)[voice()])
@@ -66,7 +64,9 @@ def _candidate(task, rng, noise):
     return Answer(text, flaws, 5 - sum(flaws) + rng.gauss(0, noise))
 
 
-def draw(source, rng, split, noise=JUDGE_NOISE):
+def draw(
+    source: str, rng: random.Random, split: str, noise: float = JUDGE_NOISE
+) -> Pair:
     """One pair of `source`; with noise=0 the true number of flaws decides."""
     prompt, task = ask(source, rng, split)
     while True:
@@ -76,12 +76,12 @@ def draw(source, rng, split, noise=JUDGE_NOISE):
             return Pair(source, prompt, chosen, rejected)
 
 
-def prompt_key(messages):
+def prompt_key(messages: list[dict]) -> tuple:
     """A hashable key of a prompt, to find repeats."""
     return tuple((m["role"], m["content"]) for m in messages)
 
 
-def test_pairs(per_source=60, seed=99):
+def test_pairs(per_source: int = 60, seed: int = 99) -> list[dict]:
     """Held-out pairs, judged without noise, on other towns, sums and problems.
 
     Returns: list of {"source", "prompt", "chosen", "rejected"}; prompt is a list of

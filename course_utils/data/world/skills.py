@@ -1,8 +1,4 @@
-"""Questions that ask for a skill: sums, steps, errands, lists of words.
-
-Knows: `Sum`, `Steps`, `Errand`, `Words`, in the form that `tasks` explains. Does not
-know: questions of knowledge (`knowledge`).
-"""
+"""Questions that ask for a skill: sums, steps, errands, lists of words; see `tasks`."""
 
 from dataclasses import dataclass, replace
 

@@ -1,8 +1,5 @@
 """The eight kinds of question of the small world, and the right answers to each.
 
-Knows: how to draw a question, how to read one back from its messages, how to answer it
-rightly or wrongly. Does not know: manners and endings (`pairs`), columns (`rows`).
-
 Every kind has the same four members: `sample(rng, split)` -> (messages, task);
 `parse(messages)` -> task or None; `answer(right, voice, rng)` -> the core sentence(s)
 of an answer; `right_answers()` -> every core that counts as right, in either voice.
@@ -33,7 +30,7 @@ __all__ = [
 KINDS = (Recall, Identity, Steps, Sum, Words, Errand, TwoFacts, Fact)
 
 
-def parse(messages):
+def parse(messages: list[dict]):
     """The task that these messages ask.
 
     messages: list of {"role", "content"}, the last one the user's.

@@ -1,8 +1,6 @@
 """Whether an answer is good, decided exactly and without a judge model.
 
-Knows: the grammar of an answer, `opener + core + closer`. Does not know: how an answer
-was made, or its flaws.
-
+An answer is `opener + core + closer`.
 The core must equal one of the task's right answers to the letter. What remains after
 polite and rude openers and clean and rambling closers are taken off *is* the core, so
 an answer that says the right thing and something else beside it is not right.
@@ -33,7 +31,7 @@ class Verdict(NamedTuple):
     ending: bool
 
     @property
-    def good(self):
+    def good(self) -> bool:
         return all(self)
 
 
@@ -55,7 +53,7 @@ def _split(text):
         core = core[: -len(closer)].rstrip()
 
 
-def verify(messages, answer):
+def verify(messages: list[dict], answer: str) -> Verdict:
     """The verdict on one answer.
 
     messages: the prompt, a list of {"role", "content"} ending with the user's question.

@@ -15,6 +15,7 @@ from course_utils import models, recorded
 from course_utils.evaluation import estimate
 from course_utils.evaluation.benchmarks import harness, lab, nous
 from course_utils.setup import folders, profiles
+from course_utils.setup.printing import print_safely
 
 _MARK = b"course_utils.evaluation.benchmarks"  # each record names its command
 
@@ -265,4 +266,5 @@ def _write(options, record):
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -299,5 +299,5 @@ def use_local_rows(folder: str | Path, data: str | Path) -> Path:
             "test_split": "test",
         }
         text = yaml.safe_dump(wrapped, sort_keys=False)
-        (Path(folder) / f"{task}.yaml").write_text(text, encoding="utf-8")
+        (Path(folder) / f"{task}.yaml").write_text(text, encoding="utf-8", newline="\n")
     return Path(folder)

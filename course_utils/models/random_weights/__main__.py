@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from course_utils.models.random_weights.checkpoint import SHAPES, write
+from course_utils.setup.printing import print_safely
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,4 +31,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    print_safely()
     sys.exit(main())

@@ -117,7 +117,7 @@ def write(folder: str | Path, shape: str = "llama3-8b", seed: int = 0) -> dict:
                 partial, shapes, DTYPE, draws.of, SHARD_BYTES
             )
         text = _card(shape, config, parameters)
-        (partial / "README.md").write_text(text, encoding="utf-8")
+        (partial / "README.md").write_text(text, encoding="utf-8", newline="\n")
         files = len(list(partial.glob("*.safetensors")))
         loading.load_config(partial)  # whoever cannot read it should learn it now
     return {

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from course_utils.publishing.export.gguf_file import TYPES, to_gguf
+from course_utils.setup.printing import print_safely
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,4 +27,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    print_safely()
     sys.exit(main())

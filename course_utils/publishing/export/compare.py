@@ -26,6 +26,7 @@ from course_utils.publishing.gate.behaviour import (
     logits_along,
 )
 from course_utils.setup import folders, places
+from course_utils.setup.printing import print_safely
 
 RECORD = places.PACKAGE / "recorded" / "gguf.json"
 PROMPTS = 140
@@ -137,4 +138,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -7,6 +7,7 @@ import json
 import sys
 
 from course_utils.publishing.gate.release import behave_from_folder
+from course_utils.setup.printing import print_safely
 
 
 def main() -> None:
@@ -14,4 +15,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

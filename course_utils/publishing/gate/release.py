@@ -231,6 +231,7 @@ def run_folder(folder: Path, observation: Observation) -> Behaviour:
             capture_output=True,
             text=True,
             encoding="utf-8",
+            errors="replace",
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -263,7 +264,7 @@ def behave_from_folder(
     tensors = {str(i): rows.contiguous() for i, rows in enumerate(logits)}
     save_file(tensors, Path(out) / BEHAVIOUR)
     said = json.dumps({"questions": questions, "answers": own})
-    (Path(out) / ANSWERS).write_text(said, encoding="utf-8")
+    (Path(out) / ANSWERS).write_text(said, encoding="utf-8", newline="\n")
 
 
 def _plain(value):

@@ -7,6 +7,7 @@ import torch
 
 from course_utils import models
 from course_utils.publishing.merging.streamed import merge
+from course_utils.setup.printing import print_safely
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,4 +39,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    print_safely()
     sys.exit(main())

@@ -24,6 +24,7 @@ from course_utils import chat, models, recorded
 from course_utils.models import random_weights, shards
 from course_utils.publishing.merging.adapter import Adapter, read_adapter
 from course_utils.setup import folders, places
+from course_utils.setup.printing import print_safely
 
 GIB = 2**30
 RECORD = places.PACKAGE / "recorded" / "merge_at_8b.json"
@@ -88,7 +89,11 @@ def measured(command: list[str]) -> dict[str, float]:
     )
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", script, *command], capture_output=True, text=True
+        [sys.executable, "-c", script, *command],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     code, peak, seconds = json.loads(done.stdout.splitlines()[-1])
     if code:
@@ -210,4 +215,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -23,6 +23,7 @@ from pathlib import Path
 from course_utils import recorded
 from course_utils.data import world
 from course_utils.setup import folders, places
+from course_utils.setup.printing import print_safely
 
 RECORDED = places.PACKAGE / "recorded"
 QUESTIONS = 7  # one of each source
@@ -141,4 +142,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_safely()
     main()

@@ -3,7 +3,7 @@
 Knows: rows, models and setups that packed rows cannot serve. Does not know: training.
 """
 
-from course_utils.training import packing
+from course_utils import chat
 
 
 def require_answers(dataset, name, most=5):
@@ -19,7 +19,7 @@ def require_answers(dataset, name, most=5):
     columns = dataset.select_columns(["chosen_labels", "rejected_labels"])
     for number, row in enumerate(columns.with_format("numpy")):
         for labels in row.values():
-            if not (labels[1:] != packing.IGNORE_INDEX).any():
+            if not chat.has_answer(labels):
                 empty.append(number)
                 break
     if empty:

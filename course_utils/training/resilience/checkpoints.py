@@ -63,7 +63,7 @@ def _number(path):
 def _what_is_broken(checkpoint):
     """What is wrong with a checkpoint's files, in words, or ""."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return "trainer_state.json, written last, is missing"
     except ValueError:

@@ -1,0 +1,19 @@
+"""What every notebook does first, in one call."""
+
+from course_utils.setup import hardware, profiles, quiet, threads
+
+
+def begin(offline: bool = False) -> profiles.Choice:
+    """Prepare this kernel, and choose the profile. Call it before importing torch.
+
+    Chooses the number of threads, the profile, hides messages that tell a learner
+    nothing, and keeps the libraries off the network where the hub is not needed.
+    offline: True for a notebook that never needs the hub.
+    Returns: (profile, reason). Raises: as profiles.choose.
+    """
+    threads.use_free_cores()
+    choice = profiles.choose()
+    if offline or not choice.profile.needs_hub:
+        hardware.stay_offline()
+    quiet.hide_library_chatter()
+    return choice
