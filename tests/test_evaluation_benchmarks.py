@@ -6,14 +6,17 @@ What the harness measures is measured again by the course's own functions.
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import nous_rows
 import numpy as np
 import pytest
 import torch
+from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from scipy import stats
@@ -252,6 +255,72 @@ def test_limit_passes_and_global_randomness(base, folder):
     ]
     assert places == sorted(places) != [0, 1, 2]
     assert found.warnings == {}
+
+
+@pytest.mark.parametrize(
+    "limit", [0, 0.0, -1, -0.5, float("nan"), float("inf"), True, False, "3", [2]]
+)
+@pytest.mark.promise(
+    "a limit of no items, or of fewer", "the evaluation is refused before it begins"
+)
+def test_a_limit_that_is_no_number_of_items_is_refused(base, folder, limit):
+    with pytest.raises(ValueError, match="limit is .*: give a number of items from 1"):
+        harness.run(*base, ["lab_choice"], [folder], limit=limit)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 2.5, 0.5, 0.01, 0.999, 1.0, 1e-9, 100])
+@pytest.mark.parametrize("count", [1, 7, 10])
+def test_a_limit_draws_as_many_as_the_harness_takes(limit, count):
+    task = SimpleNamespace(eval_docs=range(count))
+    drawn = harness._drawn({"task": task}, limit)["task"]
+    assert len(drawn) == min(get_sample_size(task, limit), count) > 0
+    assert drawn == sorted(set(drawn)) and set(drawn) <= set(range(count))
+
+
+@pytest.mark.parametrize("limit", ["0", "-3", "nan", "abc"])
+def test_the_command_refuses_a_limit_before_it_loads(limit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", str(lab.BASE_MODEL), "--out", "x.json", f"--limit={limit}"]
+    with pytest.raises(SystemExit) as ended:
+        command.main(["lab", *arguments])
+    assert "limit" in str(ended.value) or (limit, ended.value.code) == ("abc", 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.promise(
+    "benchmark results written over another file", "the file stays as it was"
+)
+def test_another_file_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.json").write_text('{"years": 4}', encoding="utf-8")
+    (tmp_path / "folder.json").mkdir()
+    model = shutil.copytree(lab.BASE_MODEL, tmp_path / "model")
+    for out, words in (
+        ("thesis.json", "this command did not write it"),
+        ("folder.json", "is a folder"),
+        ("model/x.json", "lie in each other"),
+        ("model/config.json", "lie in each other"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            command.main(["lab", "--model", str(model), "--out", out])
+    assert (tmp_path / "thesis.json").read_text(encoding="utf-8") == '{"years": 4}'
+    (tmp_path / "earlier.json").write_text(
+        '{"command": "' + command.__package__ + '"}', encoding="utf-8"
+    )
+    options = SimpleNamespace(out=tmp_path / "earlier.json", model=str(model))
+    command._write(options, {"command": command.__package__, "items": {"a": [1]}})
+    assert json.loads((tmp_path / "earlier.json").read_text(encoding="utf-8"))[
+        "items"
+    ] == {"a": [1]}
+
+
+def test_the_lab_s_tasks_replace_only_themselves(tmp_path):
+    for _ in range(2):
+        lab_tasks.write_tasks(tmp_path / "tasks", ITEMS)
+    (tmp_path / "items.jsonl").write_text("years", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="holds items.jsonl, and this course"):
+        lab_tasks.write_tasks(tmp_path, ITEMS)
+    assert (tmp_path / "items.jsonl").read_text(encoding="utf-8") == "years"
 
 
 def test_too_long_texts_are_counted_not_printed(base, folder, capfd, monkeypatch):

@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_llama import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -241,12 +242,126 @@ def edit_config(folder, **changes):
             },
             "scales its RoPE .linear.",
         ),
-        ({"vocab_size": 1000}, "has id 1023, and the model 1000 rows"),
+        ({"vocab_size": 1000}, "embed_tokens.weight of shape .1024, 256., and its con"),
+        ({"hidden_act": "gelu"}, "llama.cpp computes silu, and this uses gelu"),
+        ({"num_hidden_layers": 5}, "lacks the tensor model.layers.4"),
+        ({"num_hidden_layers": 3}, "holds model.layers.3.* no place"),
     ],
 )
 def test_what_llama_cpp_would_read_otherwise(copy, tmp_path, changes, words):
     edit_config(copy, **changes)
     refused(copy, tmp_path, words)
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+UP, NORM = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop(NORM), "lacks the tensor model.norm.weight"),
+        (lambda t: t.pop("lm_head.weight"), "lacks the tensor lm_head.weight"),
+        (lambda t: t.update({UP: t[UP][:-1].clone()}), "up_proj.weight of shape"),
+        (lambda t: t.update({UP: t[UP].T.contiguous()}), "up_proj.weight of shape"),
+        (lambda t: t.update({"extra": t[NORM].clone()}), "holds extra of shape"),
+        (lambda t: t[UP].__setitem__((0, 0), torch.nan), "up_proj.weight holds NaN"),
+        (lambda t: t[NORM].__setitem__(0, -torch.inf), "norm.weight holds NaN or inf"),
+        (lambda t: t.update({UP: t[UP].to(torch.uint8)}), "as U8, not in 16 or 32"),
+    ],
+)
+@pytest.mark.promise(
+    "a model with a tensor missing, extra, of another shape or not finite",
+    "no GGUF file is written, and the tensor is named",
+)
+def test_weights_that_are_not_complete(copy, tmp_path, change, words):
+    edit_weights(copy, change)
+    refused(copy, tmp_path, words)
+
+
+def test_an_index_that_names_absent_files(copy, tmp_path):
+    index = {"weight_map": {UP: "model-00002-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(
+        json.dumps(index), encoding="utf-8"
+    )
+    for error in (ValueError, OSError):
+        refused(copy, tmp_path, "lacks model-00002-of-00002.safetensors", error)
+    (copy / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    refused(copy, tmp_path, "is no index of a checkpoint")
+    outside = {"weight_map": {UP: "../../model.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(
+        json.dumps(outside), encoding="utf-8"
+    )
+    refused(copy, tmp_path, "names files outside its own folder")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_that_is_missing_or_broken(copy, tmp_path, name):
+    (copy / name).write_text('{"cut', encoding="utf-8")
+    refused(copy, tmp_path, f"{name} is not valid JSON|tokenizer in .* is broken")
+    (copy / name).unlink()
+    refused(copy, tmp_path, f"holds no {name}")
+
+
+def test_a_cut_file(copy, tmp_path):
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    refused(copy, tmp_path, "is no complete safetensors file")
+
+
+@pytest.mark.parametrize("lost", ["pad_token", "bos_token"])
+@pytest.mark.promise(
+    "a tokenizer without padding or BOS", "the GGUF file is complete without it"
+)
+def test_a_token_that_the_tokenizer_lacks_is_left_out(copy, tmp_path, lost):
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    setattr(tokenizer, lost, None)
+    tokenizer.save_pretrained(copy)
+    export.to_gguf(copy, tmp_path / "out.gguf")
+    fields, tensors = read(tmp_path / "out.gguf")
+    key = {"pad_token": "padding", "bos_token": "bos"}[lost]
+    assert f"tokenizer.ggml.{key}_token_id" not in fields
+    assert fields["tokenizer.ggml.add_bos_token"] is (lost != "bos_token")
+    assert len(tensors) == 39
+
+
+def test_a_tokenizer_that_does_not_say_how_to_talk(copy, tmp_path):
+    (copy / "chat_template.jinja").unlink()
+    refused(copy, tmp_path, "has no chat template, and llama.cpp would take one")
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    chat.use_llama3_chat(tokenizer)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(copy)
+    refused(copy, tmp_path, "has no end of turn")
+
+
+@pytest.mark.promise("a folder with code of its own", "it is refused, and not run")
+def test_a_folder_with_code_is_not_run(copy, tmp_path):
+    edit_config(copy, auto_map={"AutoConfig": "evil.Config"}, model_type="evil")
+    (copy / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8"
+    )
+    refused(copy, tmp_path, "model asks to run Python of its own: config.json has")
+
+
+def test_a_file_of_somebody_else_is_not_replaced(folder, copy, tmp_path):
+    path = tmp_path / "model.gguf"
+    for _ in range(2):
+        export.to_gguf(folder, path)
+    path.write_text("a thesis", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="this command did not write it"):
+        export.to_gguf(folder, path)
+    assert path.read_text(encoding="utf-8") == "a thesis"
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        export.to_gguf(folder, tmp_path / "folder.gguf")
+    with pytest.raises(ValueError, match="lie in each other"):
+        export.to_gguf(copy, copy / "model.gguf")
 
 
 def test_a_value_that_float16_cannot_hold(copy, tmp_path):

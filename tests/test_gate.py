@@ -160,6 +160,14 @@ def own_code(folder):
     (folder / "code" / "modeling.py").write_text("print()", encoding="utf-8")
 
 
+def own_classes(folder):
+    edit(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["x.X", None]})
+
+
+def pickled_tokenizer(folder):
+    (folder / "tokenizer.pkl").write_bytes(b"")
+
+
 def no_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
@@ -240,11 +248,17 @@ def runs_on(folder):
     edit(folder, "generation_config.json", eos_token_id=1)
 
 
+@pytest.mark.promise(
+    "a merged folder whose files are not those of the trained model",
+    "the release gate names the fault and refuses it",
+)
 @pytest.mark.parametrize(
     ("spoil", "check", "words"),
     [
         (pickled, "no file that can run code", "training_args.bin can run code"),
         (own_code, "no file that can run code", "code/modeling.py can run code"),
+        (own_classes, "no file that can run code", "asks to run Python of its own"),
+        (pickled_tokenizer, "no file that can run code", "tokenizer.pkl can run code"),
         (no_tokenizer, "weights and settings complete", "tokenizer.json is missing"),
         (no_weights, "weights and settings complete", "holds neither model.safe"),
         (not_a_number, "weights finite", "embed_tokens.weight holds NaN"),

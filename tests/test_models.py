@@ -1,3 +1,6 @@
+import ast
+import json
+import shutil
 from dataclasses import replace
 
 import httpx
@@ -11,9 +14,14 @@ from safetensors.torch import load_file
 from tiny_llama import tiny_model, tiny_tokenizer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import models
+from course_utils import lab, models
+from course_utils.evaluation.benchmarks import __main__ as benchmarks_command
 from course_utils.models import loading
-from course_utils.setup import profiles
+from course_utils.publishing import export
+from course_utils.publishing.export import compare
+from course_utils.publishing.gate import release
+from course_utils.publishing.merging import rehearsal
+from course_utils.setup import places, profiles
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +132,131 @@ def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="safetensors"):
         models.load_base(profile("cpu", tmp_path))
+
+
+# ---- code in a checkpoint ----
+
+
+def own_config(folder, name, **changes):
+    path = folder / name
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes),
+        encoding="utf-8",
+    )
+
+
+def in_config(folder):
+    own_config(folder, "config.json", auto_map={"AutoConfig": "evil.Evil"})
+
+
+def of_an_unknown_kind(folder):
+    auto_map = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    own_config(folder, "config.json", model_type="evil", auto_map=auto_map)
+
+
+def in_the_tokenizer(folder):
+    own_config(
+        folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}
+    )
+
+
+def in_a_processor(folder):
+    text = json.dumps({"auto_map": {"AutoProcessor": "evil.Evil"}})
+    (folder / "processor_config.json").write_text(text, encoding="utf-8")
+
+
+LOADS = {
+    "load_base": lambda folder: models.load_base(profile("cpu", folder)),
+    "resolve_model": lambda folder: models.resolve_model(profile("cpu", folder)),
+    "load_config": models.load_config,
+    "load_tokenizer": models.load_tokenizer,
+    "load_model": models.load_model,
+    "lab": lab.load_base,
+    "benchmarks": lambda folder: benchmarks_command.load(str(folder), "float32"),
+    "GGUF": lambda folder: export.to_gguf(folder, folder.parent / "x.gguf"),
+    "compare": lambda folder: compare.answers_of_transformers(folder, []),
+    "random adapter": lambda folder: rehearsal.write_random_adapter(
+        folder, folder.parent / "adapter"
+    ),
+    "gate": lambda folder: release.behave_from_folder(folder, "", [], [], 1),
+}
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+@pytest.mark.parametrize(
+    "spoil", [in_config, of_an_unknown_kind, in_the_tokenizer, in_a_processor]
+)
+@pytest.mark.promise(
+    "a checkpoint that brings code of its own",
+    "it is refused by its folder's name; nothing runs and nobody is asked",
+)
+def test_no_load_runs_a_checkpoints_code(
+    checkpoint, tmp_path, monkeypatch, load, spoil
+):
+    folder = shutil.copytree(checkpoint, tmp_path / "base")
+    (folder / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8"
+    )
+    spoil(folder)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    with pytest.raises(ValueError, match="base asks to run Python of its own"):
+        load(folder)
+    assert asked == [] and not (tmp_path / "ran").exists()
+
+
+def test_a_broken_configuration_is_named(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "base")
+    (folder / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="tokenizer_config.json is not valid JSON"):
+        models.load_tokenizer(folder)
+
+
+def calls_of_from_pretrained():
+    """(file, class, keywords) of every call in the package, also in code as text."""
+    for path in sorted(places.PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+        code = [t for t in texts if isinstance(t, str) and "\nimport " in t]
+        for part in (tree, *map(ast.parse, code)):
+            for node in ast.walk(part):
+                name = getattr(node, "func", None)
+                if isinstance(name, ast.Attribute) and name.attr == "from_pretrained":
+                    words = {
+                        k.arg: getattr(k.value, "value", "") for k in node.keywords
+                    }
+                    yield path.name, ast.unparse(name.value), words
+
+
+def test_every_automatic_class_of_the_package_is_given_no_trust():
+    found = [call for call in calls_of_from_pretrained() if call[1].startswith("Auto")]
+    assert {file for file, _, _ in found} == {"app.py", "loading.py"}
+    for file, name, words in found:
+        assert words.get("trust_remote_code") is False, (file, name)
+        if name.startswith("AutoModel"):
+            assert words.get("use_safetensors") is True, (file, name)
+
+
+@pytest.mark.parametrize(
+    "load", [models.load_model, lambda f: models.load_base(profile("cpu", f))]
+)
+def test_pickles_are_never_opened(checkpoint, tmp_path, load):
+    folder = shutil.copytree(checkpoint, tmp_path / "base")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="can run code"):
+        load(folder)
+
+
+def test_an_adapter_needs_its_settings_and_safetensors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no adapter_config.json"):
+        models.require_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    torch.save({}, tmp_path / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match="bin is a pickle, which can run code"):
+        models.require_adapter(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    models.require_adapter(tmp_path)
 
 
 # ---- the hub ----

@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from publishable import (
@@ -16,10 +17,12 @@ from publishable import (
     model_folder,
     pass_gate,
 )
+from safetensors.torch import save_file
 
 from course_utils import publishing
 from course_utils.data import sources
-from course_utils.publishing import licence, model_card
+from course_utils.publishing import gate, licence, model_card
+from course_utils.setup import folders, secrets
 
 FULL = RESULTS | CURVES
 
@@ -59,6 +62,77 @@ def test_a_derivative_of_llama_3_must_begin_with_it(name):
 def test_a_name_that_the_hub_rejects():
     with pytest.raises(HFValidationError):
         publishing.check_name("someone/Llama 3 8B", "meta-llama/Meta-Llama-3-8B")
+
+
+@pytest.mark.parametrize(
+    ("base_model", "version"),
+    [
+        ("meta-llama/Meta-Llama-3-8B", "3"),
+        ("Llama.3", "3"),
+        ("Llama-v3", "3"),
+        ("Llama3", "3"),
+        ("someone/LLAMA_3_8B_tuned", "3"),
+        ("meta-llama-3", "3"),
+        ("folder llama  3", "3"),
+        ("meta-llama/Llama-Guard-3-8B", "3"),
+        ("Hermes-2-Pro-Llama-3-8B", "3"),
+        ("l\u200bl\u2060a\ufeffma\u00ad-3", "3"),  # characters without width
+        ("ll\u0430m\u0430-3-8b", "3"),  # Cyrillic a
+        ("\u04cf\u04cf\u0430\u043c\u0430 3", "3"),  # all Cyrillic
+        ("\u0399\u0399\u0391\u039c\u0391-3", "3"),  # Greek capitals
+        ("\uff2c\uff4c\uff41\uff4d\uff41\uff0d\uff13", "3"),  # full width
+        ("\U0001d40b\U0001d425\U0001d41a\U0001d426\U0001d41a-\u00b3", "3"),
+        ("Ll\u00e1m\u00e4-3", "3"),
+        ("IIama-3", "3"),  # capital i
+        ("Llama-\u2162-8B", "3"),  # one sign for III
+        ("Llama three", "3"),
+        ("Llama-3.1-8B", "3.1"),
+        ("llama3.2:1b", "3.2"),
+        ("unsloth/Llama-3.2-1B", "3.2"),
+        ("Llama-3_3-Nemotron-Super-49B-v1", "3.3"),
+        ("Llama-3-1-8B", "3.1"),
+        ("llama31-8b", "3.1"),
+        ("Llama-3.3-70B-Instruct", "3.3"),
+        ("Llama-3.7", "3.7"),
+        ("huggyllama/llama-30b", None),
+        ("llama-33b", None),
+        ("llama-3b", None),
+        ("openlm-research/open_llama_3b_v2", None),
+        ("llama-3.5b", None),
+        ("meta-llama/Llama-2-7b-hf", None),
+        ("llama-2", None),
+        ("llama-65b", None),
+        ("meta-llama/Llama-4-Scout-17B", None),
+        ("CodeLlama-34b", None),
+        ("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", None),
+        ("mistralai/Mistral-7B-v0.3", None),
+        ("lama-3", None),
+        ("the course's lab model", None),
+    ],
+)
+@pytest.mark.promise(
+    "a base whose name disguises Llama 3", "its licence is asked for all the same"
+)
+def test_which_names_are_llama_3(base_model, version):
+    assert licence.llama_version(base_model) == version
+    assert publishing.is_llama3(base_model) is (version is not None)
+
+
+def test_a_llama_whose_terms_are_not_known_needs_its_agreement():
+    with pytest.raises(ValueError, match="Llama 3.7, whose terms this course does not"):
+        publishing.check_name("someone/Llama-3.7-orpo", "meta-llama/Llama-3.7-8B")
+    later = AGREEMENT.replace("Llama 3", "Llama 3.7").replace("LLAMA 3", "LLAMA 3.7")
+    later = later.replace("META ", "")
+    assert licence.terms_for("meta-llama/Llama-3.7-8B", later).hub_id == "llama3.7"
+
+
+def test_the_known_terms_have_the_hub_s_ids():
+    assert {v: terms.hub_id for v, terms in licence.KNOWN.items()} == {
+        "3": "llama3",
+        "3.1": "llama3.1",
+        "3.2": "llama3.2",
+        "3.3": "llama3.3",
+    }
 
 
 # ---- the card ----
@@ -228,6 +302,7 @@ def test_a_later_llama_is_under_its_own_agreement(tmp_path):
     )
     later = later.replace("META LLAMA 3", "LLAMA 3.2").replace("“Llama 3”", "“Llama”")
     results = LLAMA | {"base_model": "x/Llama-3.2-1B", "name": "someone/Llama-orpo"}
+    results["license"] = "llama3.2"
     folder = model_folder(tmp_path, LLAMA)
     (folder / "LICENSE").write_text(later, encoding="utf-8")
     publishing.write_card(results, folder)
@@ -371,6 +446,176 @@ def test_a_token_in_a_file_does_not_go(tmp_path):
     with pytest.raises(ValueError, match="results.json|README.md") as raised:
         publishing.upload(folder)
     assert secret not in str(raised.value) and "access token" in str(raised.value)
+
+
+def keys():
+    """{kind: something of its shape}; put together here, so that no file holds one."""
+    digits = "0123456789abcdef"
+    return {
+        "Hugging Face": "hf_" + "aB3" * 12,
+        "Hugging Face ": "api_org_" + "aB3" * 12,
+        "GitHub": "ghp_" + "a" * 36,
+        "GitHub ": "github_pat_" + "a1_" * 12,
+        "GitHub  ": "ghs_" + "B2c" * 12,
+        "GitLab": "glpat-" + "x1-Y" * 5,
+        "OpenAI": "sk-" + "b" * 48,
+        "OpenAI ": "sk-proj-" + "b1-_" * 12,
+        "Anthropic": "sk-ant-api03-" + "b1-_" * 12,
+        "Weights & Biases": "wandb_v1_" + "a1B2" * 8,
+        "Weights & Biases (40 digits)": "WANDB_API_KEY=" + digits * 2 + digits[:8],
+        "AWS": "AKIA" + "ABCD1234" * 2,
+        "AWS ": "aws_secret_access_key = " + "aB3/" * 10,
+        "Slack": "xoxb-" + "123456-" * 5 + "abc",
+        "Google": "AIza" + "a1_-B" * 7,
+        "private": "-----BEGIN OPENSSH " + "PRIVATE KEY-----",
+    }
+
+
+def in_results(folder, key):
+    results = {**RESULTS, "run": {"command": f"X={key} run"}}
+    publishing.write_card(results, folder)
+    return "results.json|README.md"
+
+
+def in_config(folder, key):
+    (folder / "config.json").write_text(json.dumps({"note": key}), encoding="utf-8")
+    return "config.json"
+
+
+def escaped(folder, key):
+    written = "".join(f"\\u{ord(character):04x}" for character in key)
+    (folder / "tokenizer.json").write_text(f'{{"note": "{written}"}}', encoding="utf-8")
+    return "tokenizer.json"
+
+
+def in_utf_16(folder, key):
+    (folder / "chat_template.jinja").write_text(key, encoding="utf-16")
+    return "chat_template.jinja"
+
+
+def in_a_header(folder, key):
+    weights = {"a": torch.zeros(2)}
+    save_file(weights, folder / "model.safetensors", metadata={"command": key})
+    return "model.safetensors"
+
+
+def as_a_tensors_name(folder, key):
+    save_file({key: torch.zeros(2)}, folder / "model.safetensors")
+    return "model.safetensors"
+
+
+def in_a_picture(folder, key):
+    publishing.write_card(FULL, folder)
+    picture = folder / "curves.png"
+    picture.write_bytes(picture.read_bytes() + b"tEXtComment\0" + key.encode())
+    return "curves.png"
+
+
+def through_a_link(folder, key):
+    (folder / "kept.txt").write_text(json.dumps({"note": key}), encoding="utf-8")
+    (folder / "tokenizer.json").symlink_to(folder / "kept.txt")
+    return "tokenizer.json"
+
+
+@pytest.mark.parametrize("kind", keys())
+@pytest.mark.parametrize(
+    "put",
+    [
+        in_results,
+        in_config,
+        escaped,
+        in_utf_16,
+        in_a_header,
+        as_a_tensors_name,
+        in_a_picture,
+        through_a_link,
+    ],
+)
+@pytest.mark.promise(
+    "an access key of any known kind in a file that would be uploaded",
+    "nothing is sent; the file and the kind are named, and the key is not",
+)
+def test_a_key_in_any_file_does_not_go(tmp_path, kind, put):
+    key = keys()[kind]
+    folder = model_folder(tmp_path, size=1000)
+    file = put(folder, key)
+    pass_gate(folder)
+    if put is not in_a_picture:  # it would be drawn again
+        publishing.write_card(
+            json.loads((folder / "results.json").read_text(encoding="utf-8")), folder
+        )
+    else:
+        card = publishing.card(FULL, gate.read_record(folder))
+        (folder / "README.md").write_text(str(card), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"(?:{file}) holds what looks") as raised:
+        publishing.upload(folder)
+    said = str(raised.value)
+    assert kind.strip() in said and key not in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "revision 0123456789abcdef0123456789abcdef01234567",
+        '{"commit": "0123456789abcdef0123456789abcdef01234567"}',
+        "sha256 " + "0123456789abcdef" * 4,
+        "a risk-averse-and-otherwise-harmless-hyphenated-word",
+        "sk-learn, hf_hub and ghp_ alone are words",
+        "task-specific_training_of_the_reward_model_and_more",
+    ],
+)
+def test_what_is_no_key(text):
+    assert secrets.find(text) == []
+
+
+def test_a_file_named_like_a_key(tmp_path):
+    folder = model_folder(tmp_path)
+    key = "hf_" + "aB3" * 12
+    (folder / f"{key}.safetensors").write_bytes(b"x")
+    pass_gate(folder)
+    publishing.write_card(RESULTS, folder)
+    with pytest.raises(ValueError, match="<Hugging Face key>.safetensors hold") as said:
+        publishing.upload(folder)
+    assert key not in str(said.value)
+    (folder / f"{key}.safetensors").rename(folder / f"{key}.txt")
+    pass_gate(folder)
+    publishing.write_card(RESULTS, folder)
+    assert key not in str(publishing.upload(folder))
+
+
+@pytest.mark.promise(
+    "a link that leads out of the folder to be uploaded", "nothing is sent"
+)
+def test_a_link_that_leads_out_does_not_go(tmp_path):
+    (tmp_path / "secret.json").write_text("{}", encoding="utf-8")
+    folder = model_folder(tmp_path / "merged")
+    (folder / "tokenizer.json").symlink_to(tmp_path / "secret.json")
+    pass_gate(folder)
+    publishing.write_card(RESULTS, folder)
+    with pytest.raises(ValueError, match="tokenizer.json .* leads out of the folder"):
+        publishing.upload(folder)
+
+
+def test_the_course_s_own_marker_neither_goes_nor_is_listed(tmp_path):
+    folder = model_folder(tmp_path)
+    assert (folder / folders.MARKER).is_file()
+    plan = publishing.upload(folder)
+    assert folders.MARKER not in str(plan)
+    assert folders.MARKER not in json.dumps(gate.read_record(folder)["files"])
+
+
+@pytest.mark.parametrize("name", ["README.md", "results.json", "NOTICE", "curves.png"])
+@pytest.mark.promise(
+    "a model card would replace a file that the course did not write",
+    "nothing is written",
+)
+def test_a_card_replaces_nobodys_file(tmp_path, name):
+    (tmp_path / "LICENSE").write_text(AGREEMENT, encoding="utf-8")
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(FileExistsError, match=f"holds {name}, and this course did not"):
+        publishing.write_card({**LLAMA, **CURVES}, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["LICENSE", name])
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
 
 
 def test_a_full_disk_leaves_no_half_card(tmp_path, monkeypatch):

@@ -66,7 +66,8 @@ def test_the_default_is_llama_3_8b():
     shapes = checkpoint.weight_shapes(config)
     assert sum(map(prod, shapes.values())) == 8_030_261_248
     assert len(shapes) == 291
-    files = shards.plan(shapes, torch.bfloat16, checkpoint.SHARD_BYTES)
+    split = shards.plan(shapes, torch.bfloat16, checkpoint.SHARD_BYTES)
+    files = split.filename_to_tensors
     assert len(files) == 4
     assert next(iter(files)) == "model-00001-of-00004.safetensors"
 

@@ -1,9 +1,5 @@
 """How good a model is, and how sure one can be of it.
 
-Knows: held-out pairs, log-probabilities of answers, generations and their verifier,
-intervals, paired comparisons. Does not know: how the model was trained, benchmarks
-(`benchmarks`).
-
 All methods are measured by the same functions, because trainers do not agree: TRL's
 ORPO logs mean log-probs per token, its DPO logs sums.
 """

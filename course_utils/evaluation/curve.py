@@ -1,9 +1,8 @@
-"""Preference on held-out pairs while a trainer runs.
+"""Preference on held-out pairs while a trainer runs."""
 
-Knows: transformers' callbacks. Does not know: which trainer it is, figures (`plots`).
-"""
+from collections.abc import Callable
 
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from course_utils.evaluation.scoring import score_pairs
 
@@ -15,7 +14,14 @@ class PreferenceCurve(TrainerCallback):
     log-probs per token in nats, mean log odds ratio, share preferred.
     """
 
-    def __init__(self, tokenizer, pairs, every, max_length=1024, on_point=None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: list[dict],
+        every: int,
+        max_length: int = 1024,
+        on_point: Callable[[list[dict]], None] | None = None,
+    ):
         """every: steps between points. on_point: called with the history at each."""
         self.tokenizer, self.pairs, self.every = tokenizer, pairs, every
         self.max_length, self.on_point = max_length, on_point

@@ -1,13 +1,10 @@
-"""What a model writes, and the verifier's word on it.
-
-Knows: chat prompts, greedy and sampled decoding, the small world's verifier. Does not
-know: log-probabilities of given answers (`scoring`).
-"""
+"""What a model writes, and the verifier's word on it."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.data import world
 from course_utils.evaluation.scoring import autocast
@@ -23,8 +20,14 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model, tokenizer, prompts, temperature, max_new_tokens=112, batch_size=70, seed=0
-):
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[dict]],
+    temperature: float,
+    max_new_tokens: int = 112,
+    batch_size: int = 70,
+    seed: int = 0,
+) -> list[Generation]:
     """One answer per prompt. temperature 0: greedy; otherwise plain sampling (top-p 1).
 
     prompts: list of lists of messages. Returns: list of Generation in the same order.
@@ -79,11 +82,13 @@ class Verdicts:
     ended: np.ndarray
 
     @property
-    def good(self):
+    def good(self) -> np.ndarray:
         return self.content & self.manners & self.ending & self.ended
 
 
-def verify_generations(prompts, generations):
+def verify_generations(
+    prompts: list[list[dict]], generations: list[Generation]
+) -> Verdicts:
     """Judge generations exactly, by program; only the small world's prompts can be."""
     verdicts = [
         world.verify(prompt, g.text)

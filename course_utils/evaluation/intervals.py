@@ -1,12 +1,9 @@
-"""How sure a mean is: over items, over paired items, over seeds and items.
-
-Knows: Wilson's interval, the bootstrap, Student's t. Does not know: what was measured,
-tests of right against wrong (`paired`).
-"""
+"""How sure a mean is: over items, over paired items, over seeds and items."""
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 
@@ -19,11 +16,11 @@ class Estimate:
     high: float
     n: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def estimate(values, seed=0):
+def estimate(values: ArrayLike, seed: int = 0) -> Estimate:
     """Mean and 95 % interval over items: Wilson for yes/no, BCa bootstrap for numbers.
 
     values: (N,) bool or float. Raises: ValueError if there are fewer than two, or if
@@ -49,7 +46,7 @@ def estimate(values, seed=0):
     )
 
 
-def paired_difference(first, second, seed=0):
+def paired_difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Estimate:
     """Estimate of second minus first, two models' numbers on the same items.
 
     first, second: (N,) float in the same order. The bootstrap draws items, so that both
@@ -60,16 +57,16 @@ def paired_difference(first, second, seed=0):
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(
-            "A paired difference needs one number an item, of the same items from "
+            "A paired difference needs one number per item, of the same items from "
             f"both models; got shapes {first.shape} and {second.shape}."
         )
     return estimate(second - first, seed)
 
 
-def estimate_over_seeds(table):
+def estimate_over_seeds(table: ArrayLike) -> Estimate:
     """Mean over training seeds and items, its interval for other seeds *and* items.
 
-    table: (S, N), one row a seed, one column an item, all seeds on the same items;
+    table: (S, N), one row per seed, one column per item, all seeds on the same items;
     scores of a method, or differences of two methods that share seeds.
     Returns: Estimate with n = N. The interval is Student's t around the mean; of few
     seeds it is wide, and of a share it may leave the range from 0 to 1.
@@ -79,8 +76,8 @@ def estimate_over_seeds(table):
 
     The variance of the mean has a part that only more seeds reduce, one that only more
     items reduce, and one that both do. The spread of the seeds' means holds the first
-    and the third, that of the items' means the second and the third; so the third,
-    counted twice, goes off once.
+    and the third, that of the items' means the second and the third; so the third
+    is counted twice and is subtracted once.
     """
     table = np.asarray(table, dtype=float)
     if table.ndim != 2 or min(table.shape) < 2:
@@ -98,7 +95,7 @@ def estimate_over_seeds(table):
             (rest**2).sum() / ((seeds - 1) * (items - 1)) / (seeds * items),
         ]
     )
-    # By chance the difference can fall below what it contains; then take that.
+    # By chance the difference can fall below one of its parts; then take that part.
     variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
     if variance == 0:
         raise ValueError(

@@ -1,8 +1,5 @@
 """Two models on the same items, each right or wrong: which is better?
 
-Knows: McNemar's exact test, what difference a comparison can detect. Does not know:
-what was asked, who is the judge.
-
 McNemar's exact test is the sign test on the items that changed, so scipy's binomial
 test computes it; statsmodels' `mcnemar(exact=True)` gives the same p-value.
 """
@@ -11,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from course_utils.evaluation.intervals import Estimate, estimate
@@ -29,13 +27,13 @@ class Comparison:
     lost: int
     p_value: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         d, counts = self.difference, f"{self.gained} gained and {self.lost} lost"
         interval = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
         return f"{interval}, {counts} of {d.n}, p = {self.p_value:.2g}"
 
 
-def compare_paired(first, second, seed=0):
+def compare_paired(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Comparison:
     """Comparison of two models; its bootstrap keeps an item's two answers together.
 
     first, second: (N,) yes/no in the same order of items.
@@ -59,12 +57,14 @@ def compare_paired(first, second, seed=0):
         difference = Estimate(sign, *ends, len(change))
     else:
         difference = estimate(change, seed)
-    # Only items on which they differ can tell: a coin toss each, if neither is better.
+    # Only items on which they differ count: each is a coin toss if neither is better.
     p_value = float(stats.binomtest(gained, gained + lost).pvalue)
     return Comparison(difference, gained, lost, p_value)
 
 
-def detectable_difference(n, changed, power=0.8, alpha=0.05):
+def detectable_difference(
+    n: int, changed: float, power: float = 0.8, alpha: float = 0.05
+) -> float:
     """The smallest true difference that a paired comparison finds with this power.
 
     n: items. changed: share of them on which the two models will differ, 0 to 1; take

@@ -1,28 +1,28 @@
-"""Answers of several models side by side, for a person to read and to judge.
-
-Knows: tables that hide which model wrote what, and votes. Does not know: models.
-"""
+"""Answers of several models side by side, for a person to read and to judge."""
 
 import html
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy import stats
 
+from course_utils.evaluation.generating import Generation
+
 
 @dataclass(frozen=True, repr=False)
 class SideBySide:
-    """A table of answers, one row a prompt, one column a letter.
+    """A table of answers, one row per prompt, one column per letter.
 
     prompts: str each. answers: per row a tuple of str, in the order of the letters A,
-    B, …  key: per row a tuple of names in the same order: keep it shut until you have
-    voted. blind: are the names hidden in the table?
+    B, …  key: per row a tuple of names in the same order; do not look at it before you
+    vote. blind: are the names hidden in the table?
     """
 
-    prompts: tuple
-    answers: tuple
-    key: tuple
+    prompts: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...]
+    key: tuple[tuple[str, ...], ...]
     blind: bool
 
     def _heads(self, row):
@@ -51,10 +51,10 @@ class SideBySide:
         head = cells("th", ["", "prompt", *self._heads(0)])
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
-    def unblind(self, votes):
+    def unblind(self, votes: Sequence[str]) -> tuple[Counter, float]:
         """{name: rows it won, "tie": rows}, and the sign test's p-value of two models.
 
-        votes: one letter a row, or "=" for a tie.
+        votes: one letter per row, or "=" for a tie.
         Returns: (Counter, p). p is nan for more than two models, or if all are ties.
         Raises: ValueError naming the first vote that is no letter of its row.
         """
@@ -75,7 +75,13 @@ class SideBySide:
         return wins, float(stats.binomtest(wins[names[0]], decided).pvalue)
 
 
-def side_by_side(prompts, generations, blind=True, seed=0, longest=600):
+def side_by_side(
+    prompts: list[list[dict]],
+    generations: dict[str, list[Generation]],
+    blind: bool = True,
+    seed: int = 0,
+    longest: int = 600,
+) -> SideBySide:
     """SideBySide of what several models wrote after the same prompts.
 
     prompts: N lists of messages. generations: {model's name: N Generations}.

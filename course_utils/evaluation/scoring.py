@@ -1,14 +1,12 @@
-"""Log-probabilities of given answers: of held-out pairs, and of any text after any.
-
-Knows: padding, masks, half precision. Does not know: what a model writes by itself.
-"""
+"""Log-probabilities of given answers: of held-out pairs, and of any text after any."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import chat
+from course_utils import chat, orpo
 
 
 @dataclass(frozen=True)
@@ -22,12 +20,12 @@ class PairScores:
     rejected: np.ndarray
 
     @property
-    def margin(self):
+    def margin(self) -> np.ndarray:
         """(N,) log odds ratio, chosen over rejected, in nats; > 0: chosen preferred."""
         return _log_odds(self.chosen) - _log_odds(self.rejected)
 
     @property
-    def preferred(self):
+    def preferred(self) -> np.ndarray:
         """(N,) bool: the model finds the chosen answer likelier, per token."""
         return self.chosen > self.rejected
 
@@ -49,11 +47,19 @@ _COLUMNS = (
 )
 
 
-def _log_odds(logps):
-    return logps - np.log(-np.expm1(logps))
+def _log_odds(logps: np.ndarray) -> np.ndarray:
+    """As orpo.log_odds; infinite, and no error, for an answer that is certain."""
+    logps = torch.from_numpy(np.asarray(logps, dtype=float))
+    return (logps - orpo.log1mexp(logps)).numpy()
 
 
-def score_pairs(model, tokenizer, pairs, max_length=1024, batch_size=32):
+def score_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[dict],
+    max_length: int = 1024,
+    batch_size: int = 32,
+) -> PairScores:
     """Log-probs of chosen and rejected answers under the model.
 
     pairs: rows with prompt (messages), chosen and rejected (lists of one message).
@@ -67,7 +73,9 @@ def score_pairs(model, tokenizer, pairs, max_length=1024, batch_size=32):
     return score_rows(model, rows, tokenizer.pad_token_id, batch_size)
 
 
-def score_rows(model, rows, pad_token_id, batch_size=32):
+def score_rows(
+    model: PreTrainedModel, rows: list[dict], pad_token_id: int, batch_size: int = 32
+) -> PairScores:
     """As `score_pairs`, of rows that are tokens already.
 
     rows: dicts with the four columns that TRL's ORPOTrainer makes (input ids and
@@ -89,7 +97,13 @@ def score_rows(model, rows, pad_token_id, batch_size=32):
     return PairScores(means[: len(rows)], means[len(rows) :])
 
 
-def score_answers(model, tokenizer, contexts, answers, batch_size=32):
+def score_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: list[str],
+    answers: list[str],
+    batch_size: int = 32,
+) -> AnswerScores:
     """Log-likelihood of each answer as the text that follows its context.
 
     contexts, answers: N strings each; a context holds the chat format, if there is
@@ -152,7 +166,7 @@ def _batches(order, sequences, batch_size, vocabulary):
         yield batch
 
 
-def half_precision(model):
+def half_precision(model: PreTrainedModel) -> torch.dtype | None:
     """The 16-bit dtype that the model computes in, as in training; None for float32.
 
     Preparing a 4-bit model for training leaves its norms and its head in float32, so
@@ -163,7 +177,7 @@ def half_precision(model):
     return dtype if dtype in (torch.bfloat16, torch.float16) else None
 
 
-def autocast(model):
+def autocast(model: PreTrainedModel) -> torch.autocast:
     """A context in which the model computes as it did in training."""
     dtype = half_precision(model)
     return torch.autocast(model.device.type, dtype, enabled=dtype is not None)
@@ -188,7 +202,7 @@ def _answer_logps(model, pad_token_id, sequences):
     with autocast(model):
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept).logits
     targets = labels[:, first:]
-    # Flat: over a transposed vocabulary the CPU kernel is off by 5e-6 nats a token.
+    # Flat: over a transposed vocabulary the CPU kernel is off by 5e-6 nats per token.
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1),
         targets.flatten(),

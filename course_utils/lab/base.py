@@ -7,8 +7,8 @@ how it was pretrained (`pretrain`), what it is trained to do.
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from course_utils import models
 from course_utils.setup import places
 
 BASE_MODEL = places.PACKAGE / "lab" / "base_model"
@@ -44,7 +44,7 @@ def load_base(path=BASE_MODEL, device="cpu"):
             f"{path} holds no model.safetensors. Restore it with git, or pretrain it "
             "with `python -m course_utils.lab.pretraining course_utils/lab/base_model`."
         )
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = models.load_model(path, dtype=torch.float32).to(device)
+    tokenizer = models.load_tokenizer(path)
     use_chatml(tokenizer)
     return model, tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -156,9 +156,8 @@ def run(job):
             model = trainer.model
         if job.get("save"):
             model.save_pretrained(job["save"])
-            AutoTokenizer.from_pretrained(job.get("base", BASE_MODEL)).save_pretrained(
-                job["save"]
-            )
+            own = models.load_tokenizer(job.get("base", BASE_MODEL))
+            own.save_pretrained(job["save"])
     result = measure(model, tokenizer, list(mix.evaluation))
     history = [
         {k: round(float(v), 4) if k != "step" else v for k, v in point.items()}

@@ -1,14 +1,13 @@
 """Base models: which attention and precision they run in, loading them, counting them.
 
-Knows: transformers' and bitsandbytes' loading options, and what to do where a
-checkpoint is gated or missing.
-Does not know: data, chat formats, adapters' training.
-
-The notebooks spell BitsAndBytesConfig and from_pretrained out where they teach them;
-`load_base` is for those that come later.
+Every load of the course goes through `load_config`, `load_tokenizer` and `load_model`:
+they read safetensors only, and never run Python that lies in a checkpoint. The
+notebooks spell BitsAndBytesConfig and from_pretrained out where they teach them.
 """
 
-from typing import NamedTuple
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import GatedRepoError
@@ -17,15 +16,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    has_file,
-    is_flash_attn_2_available,
-)
+from transformers.utils import has_file, is_flash_attn_2_available
 
-from course_utils.setup.profiles import is_hub_id, require_checkpoint
+from course_utils.models import shards
+from course_utils.setup.profiles import Profile, is_hub_id, require_checkpoint
 
 # Every projection of a Llama layer: attention's four, and the MLP's three.
 LINEAR_LAYERS = [
@@ -39,12 +37,14 @@ LINEAR_LAYERS = [
 ]
 
 
-def compute_dtype(profile):
+def compute_dtype(profile: Profile) -> torch.dtype:
     """The dtype to compute in; `profiles.choose` made sure that the GPU has it."""
     return getattr(torch, profile.dtype)
 
 
-def attention_implementation(capability, flash_available):
+def attention_implementation(
+    capability: tuple[int, int] | None, flash_available: bool
+) -> tuple[str, str]:
     """Which attention to ask transformers for, and why.
 
     capability: the GPU's compute capability, such as (8, 9), or None without one.
@@ -61,14 +61,14 @@ def attention_implementation(capability, flash_available):
     return "flash_attention_2", "flash-attn is installed and the GPU can run it"
 
 
-def probe_attention():
+def probe_attention() -> tuple[str, str]:
     """attention_implementation for this machine."""
     cuda = torch.cuda.is_available()
     capability = torch.cuda.get_device_capability() if cuda else None
     return attention_implementation(capability, is_flash_attn_2_available())
 
 
-def nf4_config(dtype):
+def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """NF4 weights with double quantisation, computing in `dtype`: QLoRA's choice."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -78,10 +78,69 @@ def nf4_config(dtype):
     )
 
 
-def load_base(profile):
+def require_no_code(source: str | Path) -> None:
+    """Raise ValueError if a local checkpoint asks to run Python of its own.
+
+    For a hub id, transformers itself refuses when it is given trust_remote_code=False.
+    """
+    folder = Path(source)
+    for file in sorted(folder.glob("*config.json")) if folder.is_dir() else ():
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is not valid JSON: {error}.") from error
+        asked = [k for k in ("auto_map", "custom_pipelines") if settings.get(k)]
+        if asked:
+            raise ValueError(
+                f"{folder} asks to run Python of its own: {file.name} has "
+                f"{asked[0]!r}. The course never runs code from a checkpoint. Remove "
+                "that entry if the architecture is one that transformers knows."
+            )
+
+
+def load_config(source: str | Path) -> PreTrainedConfig:
+    """The configuration of a folder or hub id. Raises: as `load_tokenizer`."""
+    require_no_code(source)
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise shards.IncompleteCheckpoint(f"{source} holds no config.json.")
+    return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id.
+
+    Raises: as `require_no_code`; OSError if there is none; ValueError if it is broken.
+    """
+    require_no_code(source)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        # tokenizers raises no class of its own.
+        if type(error) not in (Exception, json.JSONDecodeError):
+            raise
+        raise ValueError(f"The tokenizer in {source} is broken: {error}.") from error
+
+
+def load_model(source: str | Path, **settings: Any) -> PreTrainedModel:
+    """The causal language model of a folder or hub id.
+
+    settings: as for from_pretrained, such as dtype.
+    Raises: as `require_no_code`; shards.IncompleteCheckpoint, which is an OSError, for
+    weights that are missing or pickled.
+    """
+    require_no_code(source)
+    require_safetensors(source)
+    return AutoModelForCausalLM.from_pretrained(
+        source,
+        use_safetensors=True,
+        trust_remote_code=False,  # unset, transformers would ask at the keyboard
+        **settings,
+    )
+
+
+def load_base(profile: Profile) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The profile's base model and its tokenizer, ready for adapters.
 
-    profile: a profiles.Profile.
     Returns: (model, tokenizer). The model lies on the GPU if there is one, with NF4
         weights if the profile says so. The tokenizer is the base's own, without a chat
         format.
@@ -90,15 +149,13 @@ def load_base(profile):
         weights only. Both say what to do. ValueError if the checkpoint wants to run
         code of its own.
 
-    Reads safetensors only and never runs code from a checkpoint. Prints one line if the
-    ungated copy was taken.
+    Prints one line if the ungated copy was taken.
     """
     source, note = resolve_model(profile)
     if note:
         print(note)
-    _require_safetensors(source)
     dtype = compute_dtype(profile)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_model(
         source,
         dtype=dtype,
         quantization_config=nf4_config(dtype) if profile.nf4 else None,
@@ -107,19 +164,19 @@ def load_base(profile):
         device_map={"": torch.cuda.current_device()}
         if torch.cuda.is_available()
         else None,
-        use_safetensors=True,
-        trust_remote_code=False,  # unset, transformers would ask at the keyboard
     )
-    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return model, load_tokenizer(source)
 
 
-def _require_safetensors(source):
-    """OSError, with what to do, for a hub id whose weights are pickled only.
+def require_safetensors(source: str | Path) -> None:
+    """OSError, with what to do, for a folder or hub id without safetensors weights.
 
     Left to itself transformers would ask a service to convert somebody's repository.
     """
-    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-    if is_hub_id(source) and not any(has_file(source, name) for name in names):
+    if not is_hub_id(str(source)):
+        if Path(source).is_dir():
+            shards.weight_files(source)
+    elif not any(has_file(source, name) for name in (shards.SINGLE, shards.INDEX)):
         raise OSError(
             f"{source} has no safetensors weights on the hub, and the course reads no "
             "other kind (pickled ones can run code). Take another repository, or point "
@@ -127,13 +184,29 @@ def _require_safetensors(source):
         )
 
 
-def resolve_model(profile):
+def require_adapter(folder: str | Path) -> None:
+    """Raise FileNotFoundError if a folder holds no adapter in safetensors.
+
+    PEFT would fall back to adapter_model.bin, a pickle.
+    """
+    folder = Path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            pickled = (folder / "adapter_model.bin").is_file()
+            why = " (adapter_model.bin is a pickle, which can run code)" * pickled
+            raise FileNotFoundError(
+                f"{folder} holds no {name}{why}. Save the adapter with save_pretrained."
+            )
+
+
+def resolve_model(profile: Profile) -> tuple[str, str]:
     """Where the profile's weights can be read from: (folder or hub id, note or "").
 
-    Reads config.json only. Raises as load_base.
+    Reads configurations only. Raises: as load_base.
     """
     if not is_hub_id(profile.base_model):
         require_checkpoint(profile.base_model)
+        require_no_code(profile.base_model)
         return profile.base_model, ""
     failures = {}
     for source in filter(None, (profile.base_model, profile.ungated_copy)):
@@ -171,7 +244,7 @@ def _in_words(error):
     return str(error).strip().splitlines()[0]
 
 
-def keep_trained_in_fp32(model):
+def keep_trained_in_fp32(model: torch.nn.Module) -> list[str]:
     """Give every trained parameter of `model` a float32 copy of itself, in place.
 
     Returns: names of the parameters that were in 16 bit before.
@@ -201,7 +274,7 @@ class ParameterCounts(NamedTuple):
     in_4bit: int
 
 
-def parameter_counts(model):
+def parameter_counts(model: torch.nn.Module) -> ParameterCounts:
     """ParameterCounts of a model, tied weights counted once.
 
     A 4-bit weight counts as one, although bitsandbytes stores two in a byte.

@@ -1,49 +1,43 @@
 """Checkpoints written tensor by tensor: a shard is never held in memory.
 
-Knows: the safetensors format, the index of a sharded checkpoint.
-Does not know: models, where the tensors come from.
-
-`safetensors.torch.save_file` wants a whole shard at once, and makes a copy of it. Here
-the order and shapes are known beforehand, so a tensor's bytes can go to the file as
-soon as they are made.
+`safetensors.torch.save_file` wants an entire shard at once, and makes a copy of it.
+Here the order and shapes are known beforehand, so a tensor's bytes can go to the file
+as soon as they are made. huggingface_hub plans which tensor goes into which file.
 Source: the format as documented by the safetensors library: 8 bytes with the length of
 a JSON header, the header, then the tensors' bytes in its order.
 """
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+
+from course_utils.setup import folders
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+Shapes = dict[str, tuple[int, ...]]
+PLAIN = ("BF16", "F16", "F32")  # what weights are stored as
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
-def plan(shapes, dtype, max_bytes):
-    """Which tensor goes into which file.
+class IncompleteCheckpoint(FileNotFoundError, ValueError):
+    """A folder that lacks files of its checkpoint, or whose files contradict it."""
 
-    shapes: {tensor: shape}, in the order in which they will be written. dtype: of all.
-    Returns: {file: [tensor, ...]}, named as transformers names them.
-    """
-    groups, size = [[]], 0
-    for name, shape in shapes.items():
-        bytes_ = prod(shape) * dtype.itemsize
-        if groups[-1] and size + bytes_ > max_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += bytes_
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    count = len(groups)
-    return {
-        f"model-{i:05d}-of-{count:05d}.safetensors": group
-        for i, group in enumerate(groups, 1)
-    }
+
+def plan(shapes: Shapes, dtype: torch.dtype, max_bytes: int) -> StateDictSplit:
+    """Which tensor goes into which file, named as transformers names them."""
+    return split_state_dict_into_shards_factory(
+        shapes,
+        get_storage_size=lambda shape: prod(shape) * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_bytes,
+    )
 
 
 class ShardWriter:
@@ -55,7 +49,7 @@ class ShardWriter:
                 shard.write(rows)  # any number of rows at a time
     """
 
-    def __init__(self, path, shapes, dtype):
+    def __init__(self, path: Path, shapes: Shapes, dtype: torch.dtype):
         """path: the file. shapes: {tensor: shape}, in order. dtype: of all of them."""
         self._dtype, self._path, self._left = dtype, Path(path), 0
         header, at = {"__metadata__": {"format": "pt"}}, 0
@@ -71,12 +65,12 @@ class ShardWriter:
         self._header = text + b" " * (-len(text) % 8)  # tensors start at a multiple
         self._left = at
 
-    def __enter__(self):
+    def __enter__(self) -> "ShardWriter":
         self._file = open(self._path, "wb")
         self._file.write(len(self._header).to_bytes(8, "little") + self._header)
         return self
 
-    def write(self, values):
+    def write(self, values: torch.Tensor) -> None:
         """The next values in order: a CPU tensor of the file's dtype."""
         if values.dtype != self._dtype:
             raise TypeError(
@@ -92,51 +86,57 @@ class ShardWriter:
             raise ValueError(f"{self._path.name}: {self._left} bytes too few or many.")
 
 
-def write_checkpoint(folder, shapes, dtype, make, max_bytes=5_000_000_000):
+def write_checkpoint(
+    folder: Path,
+    shapes: Shapes,
+    dtype: torch.dtype,
+    make: Callable[[str], torch.Tensor | Iterable[torch.Tensor]],
+    max_bytes: int = 5_000_000_000,
+) -> int:
     """Write weights, and the index if there are several files.
 
     shapes: {tensor: shape}. make(name): the tensor's values, as one CPU tensor or an
         iterable of parts of it in order; called once for each, in the order of shapes.
+    max_bytes: of a file; a larger tensor gets a file of its own.
     Returns: the bytes of all tensors.
     """
-    files = plan(shapes, dtype, max_bytes)
-    for file, names in files.items():
-        own = {name: shapes[name] for name in names}
-        with ShardWriter(Path(folder) / file, own, dtype) as shard:
-            for name in names:
-                values = make(name)
-                for part in [values] if torch.is_tensor(values) else values:
-                    shard.write(part)
-    total = sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
-    if len(files) > 1:
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": {
-                name: file for file, names in files.items() for name in names
-            },
+    split = plan(shapes, dtype, max_bytes)
+    with ExitStack() as stack:
+        writers = {
+            file: stack.enter_context(
+                ShardWriter(Path(folder) / file, {n: shapes[n] for n in names}, dtype)
+            )
+            for file, names in split.filename_to_tensors.items()
         }
-        text = json.dumps(index, indent=1) + "\n"
-        (Path(folder) / INDEX).write_text(text, encoding="utf-8", newline="\n")
-    return total
+        for name in shapes:
+            values, writer = make(name), writers[split.tensor_to_filename[name]]
+            for part in [values] if torch.is_tensor(values) else values:
+                writer.write(part)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        folders.write_text(Path(folder) / INDEX, json.dumps(index, indent=1) + "\n")
+    return split.metadata["total_size"]
 
 
-def weight_files(folder):
+def weight_files(folder: Path) -> dict[str, Path]:
     """{tensor: Path of its file} of a saved checkpoint, in the files' own order.
 
-    Raises: FileNotFoundError if there is no safetensors file, or if the index names a
-        file that is not there; ValueError if files and index do not hold the same
-        tensors.
+    Raises: IncompleteCheckpoint, which is a FileNotFoundError and a ValueError, if
+        there is no safetensors file, if the index names a file that is not there, or if
+        files and index do not hold the same tensors; ValueError for a broken file.
     """
     folder = Path(folder)
     index = folder / INDEX
     if not index.is_file():
         if not (folder / SINGLE).is_file():
-            raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}.")
+            raise IncompleteCheckpoint(
+                f"{folder} holds neither {SINGLE} nor {INDEX}{_pickled(folder)}."
+            )
         return dict.fromkeys(_names(folder / SINGLE), folder / SINGLE)
-    named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    named = _weight_map(index)
     missing = sorted({f for f in named.values() if not (folder / f).is_file()})
     if missing:
-        raise FileNotFoundError(
+        raise IncompleteCheckpoint(
             f"{folder} lacks {', '.join(missing)}, named in {INDEX}."
         )
     found = {
@@ -148,16 +148,44 @@ def weight_files(folder):
         if name not in found or found[name].name != named.get(name)
     )
     if differing:
-        raise ValueError(
+        raise IncompleteCheckpoint(
             f"{INDEX} in {folder} and the files differ on {', '.join(differing[:3])}"
             f"{' and others' if len(differing) > 3 else ''}."
         )
     return found
 
 
-def _names(file):
-    with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
+def _pickled(folder: Path) -> str:
+    found = sorted(
+        p.name for end in ("*.bin", "*.pt", "*.pth") for p in folder.glob(end)
+    )
+    if not found:
+        return ""
+    return (
+        f", but {found[0]}: the course reads safetensors only, because pickled weights "
+        "can run code. Save it again with save_pretrained"
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(Path(file).name == file for file in named.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of a checkpoint: {error!r}.") from error
+    if not plain:
+        raise ValueError(f"{index} names files outside its own folder.")
+    return named
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is no complete safetensors file ({error}): copy it again."
+        ) from error
 
 
 class Reader:
@@ -167,18 +195,21 @@ class Reader:
     every page that was read.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path):
         self._files = weight_files(folder)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
-    def read(self, name):
-        """A copy of the tensor."""
+    def read(self, name: str, rows: Iterable[int] | None = None) -> torch.Tensor:
+        """A copy of the tensor, or of some rows of it."""
         with safe_open(self._files[name], framework="pt") as file:
-            return file.get_tensor(name).clone()
+            if rows is None:
+                return file.get_tensor(name).clone()
+            view = file.get_slice(name)
+            return torch.cat([view[row : row + 1] for row in rows])
 
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """{tensor: (shape, name of its dtype)}, in the files' order."""
         found = {}
         with ExitStack() as stack:

@@ -2,7 +2,7 @@
 
 from course_utils.publishing.folder import ready, write_card
 from course_utils.publishing.hub import Upload, download_and_compare, upload
-from course_utils.publishing.licence import check_name, is_llama3
+from course_utils.publishing.licence import check_name, is_llama3, terms_for
 from course_utils.publishing.model_card import card, describe_sources
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "download_and_compare",
     "is_llama3",
     "ready",
+    "terms_for",
     "upload",
     "write_card",
 ]

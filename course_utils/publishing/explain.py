@@ -1,13 +1,14 @@
 """What went wrong between here and the hub, in words that say what to do.
 
-Knows: the errors of huggingface_hub and of the network below it.
-Does not know: what was being sent. No token is in what it says.
+No message holds a token.
 """
 
 import contextlib
 import errno
 import logging
 import re
+from collections.abc import Callable
+from typing import Any
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -15,11 +16,13 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}")
+TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}")  # shorter than real ones
 SETTINGS = "https://huggingface.co/settings/tokens"
 
 
-def ask(call, repo_id, secret=None, resume=""):
+def ask(
+    call: Callable[[], Any], repo_id: str, secret: str | None = None, resume: str = ""
+) -> Any:
     """`call()`, with the hub client's errors turned into ones that say what to do.
 
     secret: a token that must not appear, however it looks. resume: how to go on after a
@@ -59,13 +62,15 @@ def _redacted_logs(secret):
         logging.setLogRecordFactory(make)
 
 
-def without_tokens(text, secret=None):
+def without_tokens(text: str, secret: str | None = None) -> str:
     if secret:
         text = text.replace(secret, "<token>")
     return TOKEN.sub("<token>", text)
 
 
-def explained(error, repo_id, resume=""):
+def explained(
+    error: BaseException, repo_id: str, resume: str = ""
+) -> tuple[type, str] | None:
     """(type of error, words), or None if this is not about the hub, net or disk."""
     chain = _chain(error)
     for link in chain:

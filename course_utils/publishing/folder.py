@@ -1,33 +1,32 @@
-"""The folder that is published: what is written into it, and whether it may go.
-
-Knows: the card, the licence's files, the release gate's record, which files are sent.
-Does not know: the hub.
-"""
+"""The folder that is published: what is written into it, and whether it may go."""
 
 import json
-import re
 from pathlib import Path
 
 from course_utils.publishing import licence
 from course_utils.publishing.gate import GATE_FILE, read_record, require_passed
 from course_utils.publishing.gate.gate_record import model_files
 from course_utils.publishing.model_card import CURVES, card, draw_curves
+from course_utils.setup import folders, secrets
 
 RESULTS, CARD = "results.json", "README.md"
-TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}")
+_HEADER = 100_000_000  # bytes that a safetensors header may have at most
 # Beside the model's own files. Whatever else lies in the folder (checkpoints, logs,
 # a .env) stays here.
 LICENCES = (licence.LICENCE, licence.NOTICE, licence.POLICY)
 OURS = (CARD, RESULTS, GATE_FILE, CURVES, *LICENCES)
 
 
-def write_card(results, folder, base=None):
+def write_card(
+    results: dict, folder: str | Path, base: str | Path | None = None
+) -> None:
     """Write the card, its results, its curves and the licence's files into a folder.
 
     results: as for `card`. base: the base model's folder or hub id, to take Llama's
     agreement from, if the folder does not hold it yet.
     The release gate's record is shown if the folder holds one. Raises: as `card` and
-    `licence.agreement_of`; then nothing is written.
+    `licence.agreement_of`; FileExistsError if a file of these names is there that the
+    course did not write. Then nothing is written.
     """
     folder = Path(folder)
     files = {}
@@ -44,28 +43,25 @@ def write_card(results, folder, base=None):
     texts[RESULTS] = (
         json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     )
+    if files.get(licence.LICENCE) == folder / licence.LICENCE:
+        del texts[licence.LICENCE]  # it is there already, whoever put it there
+    names = [*texts, *([CURVES] if results.get("curves") else [])]
+    folders.require_own(folder, names)
     if results.get("curves"):
         draw_curves(results["curves"], folder / CURVES)
     for name, text in texts.items():
-        _write(folder / name, text)
+        folders.write_text(folder / name, text)
+    folders.add_own(folder, names, writer="model card")
 
 
-def _write(path, text):
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def ready(folder):
+def ready(folder: str | Path) -> tuple[dict, dict[str, int], tuple[str, ...]]:
     """What a folder would send, if everything allows it.
 
     Returns: (results, {file: bytes} to send, names that stay behind).
     Raises: FileNotFoundError if a part is missing; ValueError if the release gate
     refused or holds for other files, if the card is not the one of these results, if
-    the licence asks for more, or if a file holds what looks like a token.
+    the licence asks for more, if a file or its name holds what looks like an access
+    key, or if it is a link that leads out of the folder.
     """
     folder = Path(folder)
     for name in (CARD, RESULTS, "config.json"):
@@ -83,8 +79,7 @@ def ready(folder):
             "edited, or they are newer. Call write_card again; words of your own "
             "belong into the results' data description and limits."
         )
-    present = sorted(p for p in folder.rglob("*") if p.is_file())
-    names = [path.relative_to(folder).as_posix() for path in present]
+    names = folders.files_in(folder)
     wanted = {*model_files(folder), *OURS}
     if not results.get("curves"):
         wanted.discard(CURVES)  # of an earlier card
@@ -92,15 +87,42 @@ def ready(folder):
         raise FileNotFoundError(f"{folder} holds no {CURVES}: call write_card again.")
     sent = {n: (folder / n).stat().st_size for n in names if n in wanted}
     for name in sent:
+        _require_inside(folder, name)
         _require_no_token(folder / name)
-    return results, sent, tuple(name for name in names if name not in sent)
+    left = (secrets.redacted(name) for name in names if name not in sent)
+    return results, sent, tuple(left)
 
 
-def _require_no_token(path):
-    if path.suffix in (".safetensors", ".png"):
-        return
-    if TOKEN.search(path.read_text(encoding="utf-8", errors="replace")):
+def _require_inside(folder: Path, name: str) -> None:
+    """Refuse a link to what lies elsewhere: its content would be sent unseen."""
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"{path} holds what looks like an access token, so nothing is sent. Remove "
-            "it from the file, and revoke the token on the hub's settings page."
+            f"{name} in {folder} is a link that leads out of the folder, so nothing is "
+            "sent. Put the file itself there."
         )
+
+
+def _require_no_token(path: str | Path) -> None:
+    """Refuse a file that holds what looks like an access key, or whose name does.
+
+    All files are read as text; of safetensors the header is, which holds metadata.
+    """
+    path = Path(path)
+    found = secrets.in_bytes(path.name.encode("utf-8", "replace"))
+    found += secrets.in_bytes(_readable(path))
+    if found:
+        raise ValueError(
+            f"{secrets.redacted(str(path))} holds what looks like an access token "
+            f"({', '.join(dict.fromkeys(found))}), so nothing is sent. Remove it from "
+            "the file and revoke it where it was made."
+        )
+
+
+def _readable(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        if path.suffix == ".safetensors":
+            length = int.from_bytes(file.read(8), "little")
+            if length <= min(_HEADER, path.stat().st_size):
+                return file.read(length)
+            file.seek(0)  # no safetensors file, whatever its name says
+        return file.read()

@@ -1,7 +1,6 @@
 """The upload: dry by default, private first, and compared with what arrived.
 
-Knows: the hub's client. Does not know: what is in the files, or how to speak to the hub
-without the client: retries, hashes and large files are its work.
+The hub's own client does the work: retries, hashes and large files.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from course_utils.publishing.explain import ask
 from course_utils.publishing.folder import CARD, ready
-from course_utils.setup.folders import require_space
+from course_utils.setup.folders import files_in, require_apart, require_space
 
 AGAIN = (
     "What has arrived stays there: call this again with into_existing=True, and only "
@@ -32,20 +31,20 @@ class Upload:
     """
 
     repo_id: str
-    files: dict
-    left: tuple
+    files: dict[str, int]
+    left: tuple[str, ...]
     url: str
     commit: str | None = None
 
     @property
-    def sent(self):
+    def sent(self) -> bool:
         return self.commit is not None
 
     @property
-    def total_bytes(self):
+    def total_bytes(self) -> int:
         return sum(self.files.values())
 
-    def __str__(self):
+    def __str__(self) -> str:
         verb = "sent to" if self.sent else "dry run, would be sent to"
         lines = [f"{verb} {self.url} (private):"]
         lines += [f"  {size:14,} bytes  {name}" for name, size in self.files.items()]
@@ -58,7 +57,9 @@ class Upload:
         return "\n".join(lines)
 
 
-def upload(folder, send=False, into_existing=False):
+def upload(
+    folder: str | Path, send: bool = False, into_existing: bool = False
+) -> Upload:
     """Send a finished folder to the hub; by default only say what would be sent.
 
     folder: with the merged model, its tokenizer, the release gate's record, and what
@@ -87,18 +88,22 @@ def upload(folder, send=False, into_existing=False):
     wrong = sorted(set(files) & (wrong | set(compared.extra_paths)))
     if wrong:
         raise ValueError(
-            f"The hub holds {', '.join(wrong)} otherwise than this folder does. Did "
-            "they change during the upload? Run the release gate and this again."
+            f"The hub's copy of {', '.join(wrong)} differs from this folder's. Did the "
+            "files change during the upload? Run the release gate and this again."
         )
     return replace(plan, commit=commit)
 
 
-def download_and_compare(folder, done, into=None):
+def download_and_compare(
+    folder: str | Path, done: Upload, into: str | Path | None = None
+) -> int:
     """Download what was sent, and compare it with the local files byte by byte.
 
-    done: the Upload. into: where to keep the copy; by default it is removed.
+    done: the Upload. into: an empty folder to keep the copy in; by default it is
+        removed.
     Returns: the number of files that are equal. Raises: ValueError naming files that
-    differ; OSError if the disk is too full; as `explain.ask`.
+    differ; FileExistsError if `into` holds files; OSError if the disk is too full; as
+    `explain.ask`.
     """
     if not done.sent:
         raise ValueError("Nothing was sent yet, so there is nothing to download.")
@@ -107,6 +112,9 @@ def download_and_compare(folder, done, into=None):
         if into is None:
             into = stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent))
         into = Path(into)
+        require_apart(into, [folder])
+        if into.is_dir() and files_in(into):
+            raise FileExistsError(f"{into} holds files: name an empty folder.")
         into.mkdir(parents=True, exist_ok=True)
         require_space(into, done.total_bytes)
         ask(lambda: _download(api, done, into), done.repo_id, api.token)

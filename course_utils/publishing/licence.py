@@ -1,13 +1,16 @@
 """What the licence of Llama asks of whoever publishes a model made from it.
 
-Knows: the terms of the Meta Llama 3 Community License (18 April 2024), 1.b, and where
-agreements of its kind state theirs. Does not know: any agreement's text; a copy is
-taken from the base model, and what it asks for is read from that copy.
+The terms of Llama 3, 3.1, 3.2 and 3.3 stand here: the banner, the notice, the beginning
+of the name. No agreement's text does: a copy is taken from the base model, and what it
+asks for is read from that copy.
 
 This is help in following the agreement, and no legal advice.
+Source: the Community License Agreements of Llama 3 (18 April 2024), 3.1, 3.2 and 3.3,
+sections 1.b.i and 1.b.iii.
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +36,23 @@ class Terms:
     banner: str
     notice: str
 
+    @property
+    def hub_id(self) -> str:
+        """The licence's id on the hub, such as "llama3.2"."""
+        version = re.search(r"Llama ([\d.]+)", self.agreement)
+        return f"llama{version[1]}" if version else "other"
+
+
+def _later(version: str) -> Terms:
+    agreement = f"Llama {version} Community License"
+    return Terms(
+        agreement=agreement,
+        mark="Llama",
+        banner="Built with Llama",
+        notice=f"Llama {version} is licensed under the {agreement}, Copyright © Meta "
+        "Platforms, Inc. All Rights Reserved.",
+    )
+
 
 LLAMA_3 = Terms(
     agreement="Meta Llama 3 Community License",
@@ -41,6 +61,7 @@ LLAMA_3 = Terms(
     notice="Meta Llama 3 is licensed under the Meta Llama 3 Community License, "
     "Copyright © Meta Platforms, Inc. All Rights Reserved.",
 )
+KNOWN = {"3": LLAMA_3} | {version: _later(version) for version in ("3.1", "3.2", "3.3")}
 # Where an agreement states them, whichever quotation marks it uses.
 _STATED = {
     "mark": r'include "([^"]+)" at the beginning of any such AI model name',
@@ -48,14 +69,46 @@ _STATED = {
     "notice": r'"Notice" text file distributed as a part of such copies: "([^"]+)"',
 }
 _TITLE = re.compile(r"LLAMA [\d.]+ COMMUNITY LICENSE AGREEMENT")
+# Letters that look like those of "llama" once upper case and accents are gone: Latin,
+# Cyrillic and Greek ones, and the digit and signs that pass for an l.
+_L, _A, _M = "[l1iı|ӏіιǀʟᏞꓡ]", "[a4@аɑαλᴀᎪꓮ⍺]", "[mмμϻᴍᎷꓟ]"
+_GAP = r"[\W_]*"
+_NAME = re.compile(
+    rf"{_L}{_L}{_A}{_M}{_A}{_GAP}(?:guard|version|ver|gen|v)?{_GAP}"
+    # Not a size: llama-3b, llama-30b, llama-3.5b.
+    r"(?:3(?!\d|[.]?\d*b)(?:[._-]?(\d)(?![\db]))?|3([123])(?![\dbk])|iii|three)"
+)
 
 
-def is_llama3(base_model):
+def llama_version(base_model: str) -> str | None:
+    """Which Llama of generation 3 a hub id or a folder names: "3", "3.1", …, or None.
+
+    Upper and lower case, accents, characters without width and look-alikes of the
+    letters in "llama" make no difference.
+    """
+    plain = unicodedata.normalize("NFKD", base_model).casefold()
+    plain = unicodedata.normalize("NFKD", plain)
+    plain = "".join(
+        str(unicodedata.digit(character, character))
+        for character in plain
+        if unicodedata.category(character) not in ("Cf", "Mn", "Me", "Cc")
+        and character not in "\u115f\u1160"  # Hangul fillers, which print nothing
+    )
+    found = _NAME.search(plain)
+    if not found:
+        return None
+    minor = found[1] or found[2]
+    # "Llama-3-8B" says how large it is, "Llama-3.2" and "Llama-3-1-8B" which.
+    dotted = minor and plain[found.end() - 2] in "._"
+    return f"3.{minor}" if minor and (dotted or minor in "123") else "3"
+
+
+def is_llama3(base_model: str) -> bool:
     """Does this hub id or folder name a Llama 3 (or 3.x) model?"""
-    return bool(re.search(r"llama[-_ ]?3", base_model, re.IGNORECASE))
+    return llama_version(base_model) is not None
 
 
-def read_terms(text):
+def read_terms(text: str) -> Terms:
     """The Terms that the text of a Llama agreement states.
 
     Raises: ValueError if it is no such text, or does not state them all.
@@ -73,31 +126,35 @@ def read_terms(text):
     return Terms(title[1] if title else "Llama Community License", **stated)
 
 
-def terms_for(base_model, text=None):
+def terms_for(base_model: str, text: str | None = None) -> Terms | None:
     """The Terms for a derivative of this base, or None if it is no Llama 3.
 
-    text: of the agreement, if it is at hand; Llama 3.1 and later have agreements of
-    their own, and without the text None is returned for them too.
+    text: of the agreement, if it is at hand.
+    Raises: ValueError for a Llama 3 whose terms are not known here, without the text.
     """
     if text is not None and _TITLE.search(text):
         return read_terms(text)
-    plain = re.search(r"llama[-_ ]?3(?![.\d])", base_model, re.IGNORECASE)
-    return LLAMA_3 if plain else None
+    version = llama_version(base_model)
+    if version is not None and version not in KNOWN:
+        raise ValueError(
+            f"{base_model} names a Llama {version}, whose terms this course does not "
+            "know: they are read from its agreement. Put the file LICENSE of the base "
+            "model's repository into the folder."
+        )
+    return KNOWN.get(version)
 
 
-def check_name(name, base_model, terms=None):
+def check_name(name: str, base_model: str, terms: Terms | None = None) -> str:
     """Refuse a name that a derivative of Llama 3 may not have, or that the hub rejects.
 
     name: "owner/model" or "model". base_model: hub id of what it was trained from.
-    terms: if the agreement was read; else Llama 3's are applied to 3.1 and later too,
-    a name which their agreements also allow.
+    terms: if the agreement was read.
     Returns: name. Raises: ValueError saying what the licence asks for.
-    Source: Meta Llama 3 Community License, 1.b.i.
+    Source: the agreements' section 1.b.i.
     """
     validate_repo_id(name)
     model = name.rsplit("/", 1)[-1]
-    if terms is None and is_llama3(base_model):
-        terms = LLAMA_3
+    terms = terms or terms_for(base_model)
     if terms and not _begins_with(model, terms.mark):
         raise ValueError(
             f"{model!r} is made from {base_model}, whose licence asks that the name of "
@@ -107,13 +164,27 @@ def check_name(name, base_model, terms=None):
     return name
 
 
-def _begins_with(model, mark):
+def check_license(license: str, base_model: str, terms: Terms | None) -> str:
+    """Refuse a licence's id that is not that of the base's agreement.
+
+    Returns: license. Raises: ValueError naming the right one.
+    """
+    if terms and license not in (terms.hub_id, "other"):
+        raise ValueError(
+            f"The licence is given as {license!r}, but {base_model} is under the "
+            f"{terms.agreement}, and so is what is made from it: say "
+            f"{terms.hub_id}."
+        )
+    return license
+
+
+def _begins_with(model: str, mark: str) -> re.Match | None:
     # The hub allows no space in a name; Llama-31B is no Llama 3, and Llamas no Llama.
     words = re.escape(mark).replace(r"\ ", "[-_]?")
     return re.match(words + (r"(?!\d)" if mark[-1].isdigit() else "(?![a-z])"), model)
 
 
-def agreement_of(base):
+def agreement_of(base: str | Path) -> dict[str, Path]:
     """The base model's files that state its terms: {LICENSE or USE_POLICY.md: path}.
 
     base: the base model's folder, or its hub id, from which they are then downloaded.
@@ -131,7 +202,7 @@ def agreement_of(base):
     return found
 
 
-def _name_for(file):
+def _name_for(file: str) -> str | None:
     """LICENSE, USE_POLICY.md or None, for a file of a base model."""
     stem = file.split(".")[0].upper()
     return {"LICENSE": LICENCE, "LICENCE": LICENCE, "USE_POLICY": POLICY}.get(stem)
@@ -156,7 +227,7 @@ def _hub_files(base):
     }
 
 
-def require_terms(folder, results):
+def require_terms(folder: Path, results: dict) -> Terms | None:
     """Refuse a folder that the agreement does not allow to publish as it is.
 
     A model that is made from no Llama needs nothing. Returns: Terms or None.
@@ -181,11 +252,7 @@ def require_terms(folder, results):
         )
     terms = read_terms(text)
     check_name(results["name"], base_model, terms)
-    if not results["license"].startswith(("llama", "other")):
-        raise ValueError(
-            f"The results say {results['license']!r}, but {base_model} is under the "
-            f"{terms.agreement}, and so is what is made from it: say llama3."
-        )
+    check_license(results["license"], base_model, terms)
     notice = folder / NOTICE
     if not notice.is_file() or terms.notice not in notice.read_text(encoding="utf-8"):
         raise ValueError(

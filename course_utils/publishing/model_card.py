@@ -1,12 +1,12 @@
 """The model card: measured JSON as a page, and nothing that is not in it.
 
-Knows: the hub's model card; the shape of the results and of the release gate's record.
-Does not know: how anything was measured. A figure that the JSON does not hold reads
-"not measured".
+A figure that the JSON does not hold reads "not measured".
 """
 
+import io
 import json
 import math
+from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -25,7 +25,7 @@ CURVES = "curves.png"
 POINTS = 8  # rows of the curves' table
 
 
-def describe_sources(pairs, data):
+def describe_sources(pairs: list[dict], data: str) -> dict[str, dict]:
     """What a mix is made of, for results["data"]["sources"].
 
     pairs: the pairs that were trained on, each with "source". data: where the rows came
@@ -44,7 +44,9 @@ def describe_sources(pairs, data):
     return found
 
 
-def card(results, gate=None, terms=None):
+def card(
+    results: dict, gate: dict | None = None, terms: licence.Terms | None = None
+) -> ModelCard:
     """The model card, from measured results and nothing else.
 
     results: {"name", "base_model", "license", "data": {"description", "sources":
@@ -56,8 +58,8 @@ def card(results, gate=None, terms=None):
     gate: the release gate's record. terms: licence.Terms that the model is bound to, if
         they were read from its agreement.
     Returns: huggingface_hub.ModelCard.
-    Raises: ValueError naming what is missing, not finite, or does not add up; or as
-    licence.check_name.
+    Raises: ValueError naming what is missing, not finite, or does not add up; as
+    licence.check_name and licence.check_license.
     """
     missing = [key for key in REQUIRED if not results.get(key)]
     if missing:
@@ -65,6 +67,7 @@ def card(results, gate=None, terms=None):
     _require_finite(results, "results")
     terms = terms or licence.terms_for(results["base_model"])
     licence.check_name(results["name"], results["base_model"], terms)
+    licence.check_license(results["license"], results["base_model"], terms)
     model = results["name"].rsplit("/", 1)[-1]
     parts = [
         f"---\n{_metadata(results, model).to_yaml()}\n---",
@@ -122,8 +125,8 @@ def _licence(results, terms):
         return f"## Licence\n\n{results['license']}"
     return (
         f"## Licence\n\n{terms.agreement}: its text is in `{licence.LICENCE}`, its "
-        f"notice in `{licence.NOTICE}`. Use is bound by the Acceptable Use Policy that "
-        "the agreement names."
+        f"notice in `{licence.NOTICE}`. {terms.notice} Use is bound by the Acceptable "
+        "Use Policy that the agreement names."
     )
 
 
@@ -208,7 +211,7 @@ def _pairs_table(values, first, second):
     return table([{first: k, second: v} for k, v in values.items()])
 
 
-def table(rows):
+def table(rows: list[dict]) -> str:
     """Rows of dicts as a markdown table; floats with four digits."""
     head = list(rows[0])
     lines = [head, ["---"] * len(head)]
@@ -240,8 +243,8 @@ def _require_finite(value, where):
         )
 
 
-def draw_curves(points, path):
-    """The curves as a picture: log-probs together, each other figure by itself."""
+def draw_curves(points: list[dict], path: Path) -> None:
+    """The curves as a PNG: log-probs together, each other figure by itself."""
     from matplotlib.figure import Figure
 
     from course_utils import plots
@@ -266,4 +269,6 @@ def draw_curves(points, path):
             ax.legend(frameon=False, fontsize=8)
             unit = "log-prob per token (nats)"
         plots.tidy(ax, title, "optimizer step", unit)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    path.write_bytes(picture.getvalue())

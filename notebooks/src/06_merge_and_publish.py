@@ -140,6 +140,7 @@ from safetensors.torch import load_file
 ADAPTER = Path("outputs/06/adapter")
 trained.save_pretrained(ADAPTER)
 tokenizer.save_pretrained(ADAPTER)
+models.record_base(ADAPTER, source)  # so that it is merged into no other base
 tensors = load_file(ADAPTER / "adapter_model.safetensors")
 token_rows = {name: tuple(t.shape) for name, t in tensors.items() if "token" in name}
 size = (ADAPTER / "adapter_model.safetensors").stat().st_size / 1e6
@@ -246,7 +247,7 @@ everything = {"noise floor": observed.noise} | distances
 pd.DataFrame(
     {
         "way": name,
-        "KL (nats a token)": f"{d.kl.value:.1e} [{d.kl.low:.1e}, {d.kl.high:.1e}]",
+        "KL (nats per token)": f"{d.kl.value:.1e} [{d.kl.low:.1e}, {d.kl.high:.1e}]",
         "max |Δlogit|": f"{d.max_logit_difference:.2g}",
         "same next token": f"{d.same_next_token:.2%}",
         "same answers": str(d.same_answers),
@@ -265,7 +266,7 @@ plots.estimates(
     [d.kl for d in shown.values()],
     f"Over the limit: {' and '.join(over) or 'none'} "
     f"(n = {observed.noise.n} answers, 1 seed)",
-    "KL from the trained model, nats a token (95 % interval over prompts)",
+    "KL from the trained model, nats per token (95 % interval over prompts)",
 )
 ax.set_xscale("log")
 for words, at, style in (
@@ -407,9 +408,9 @@ else:
 # And the folder from section 4.
 
 # %%
-gate = gate.release_gate(observed, FOLDER, tokenizer, "notebook 06")
-verdicts["dequantised NF4"] = gate
-print(gate)
+verdict = gate.release_gate(observed, FOLDER, tokenizer, "notebook 06")
+verdicts["dequantised NF4"] = verdict
+print(verdict)
 
 # %% [markdown]
 # The limits follow the noise: three times the trained model's distance from itself, and at least $10^{-4}$ nats, which changes an answer of 100 tokens by a hundredth of a nat.
@@ -499,11 +500,11 @@ from dataclasses import asdict
 
 is_hub = profiles.is_hub_id(profile.base_model)
 base_name = profile.base_model if is_hub else f"folder {Path(source).name}"
-llama3 = publishing.is_llama3(base_name)
+terms = publishing.terms_for(base_name)  # of its licence, if it is a Llama 3
 results = {
-    "name": "your-name/" + ("Llama-3-ORPO-short" if llama3 else "orpo-lab-short"),
+    "name": "your-name/" + ("Llama-3-ORPO-short" if terms else "orpo-lab-short"),
     "base_model": base_name,
-    "license": "llama3" if llama3 else "apache-2.0",
+    "license": terms.hub_id if terms else "apache-2.0",
     "data": {
         "description": f"Preference pairs from {profile.data}, by source.",
         "sources": publishing.describe_sources(train, profile.data),
@@ -526,7 +527,7 @@ results["evaluation"] = [
     {"model": "merged", "metric": "good answers, greedy", **asdict(share), "seeds": 1}
     for share in good
 ]
-publishing.write_card(results, FOLDER, base=source if llama3 else None)
+publishing.write_card(results, FOLDER, base=source if terms else None)
 card = (FOLDER / "README.md").read_text(encoding="utf-8")
 print(card[card.index("## Data") : card.index("## Cost")])
 
@@ -541,7 +542,7 @@ SEND = False
 try:
     print(publishing.upload(FOLDER, send=SEND))
 except ValueError as error:
-    if gate.passed:
+    if verdict.passed:
         raise
     print("not sent:", error)
 
@@ -646,8 +647,8 @@ else:
 # **Predict.** Which file answers most like the merged model: float32, float16 or bfloat16?
 
 # %%
-recorded = recorded.load("gguf")
-print(recorded.caption(recorded))
+compared = recorded.load("gguf")
+print(recorded.caption(compared))
 pd.DataFrame(
     {
         "file": file["dtype"],
@@ -656,10 +657,10 @@ pd.DataFrame(
         "same greedy answers": str(
             evaluation.Estimate(**file["distance"]["same_answers"])
         ),
-        "KL (nats a token)": f"{file['distance']['kl']['value']:.1e}",
+        "KL (nats per token)": f"{file['distance']['kl']['value']:.1e}",
         "n": file["distance"]["n"],
     }
-    for file in recorded["files"]
+    for file in compared["files"]
 ).set_index("file")
 
 # %% [markdown]
@@ -693,7 +694,7 @@ pd.DataFrame(
 # ## 12. The same run elsewhere
 #
 # Axolotl and LLaMA-Factory train ORPO too, from a configuration file.
-# These are made from this notebook's settings and pairs; the comments in each say what its tool does otherwise.
+# These are made from this notebook's settings and pairs; the comments in each say what its tool does differently.
 
 # %%
 from course_utils.publishing import elsewhere
@@ -750,7 +751,7 @@ word = {True: "passed", False: "refused"}
 table = pd.DataFrame(
     {
         "method": name,
-        "metric": "KL (nats a token)",
+        "metric": "KL (nats per token)",
         "value": f"{d.kl.value:.1e}",
         "95 % interval": f"[{d.kl.low:.1e}, {d.kl.high:.1e}]",
         "n answers": d.n,
@@ -764,12 +765,12 @@ table = pd.DataFrame(
 table
 
 # %%
-into_base, into_nf4 = distances["original base"], gate.distance
+into_base, into_nf4 = distances["original base"], verdict.distance
 ends = {True: " and passes the gate", False: " and is refused"}
 said = {name: ends[verdict.passed] for name, verdict in verdicts.items()}
 print(
     f"Finding: merged into the dequantised base, the folder read by a new process is "
-    f"{into_nf4.kl.value:.0e} nats a token from the trained model (noise "
+    f"{into_nf4.kl.value:.0e} nats per token from the trained model (noise "
     f"{observed.noise.kl.value:.0e}, n = {into_nf4.n})"
     + said["dequantised NF4"]
     + f"; merged into the original base it is {into_base.kl.value:.0e}"

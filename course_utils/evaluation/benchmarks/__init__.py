@@ -4,6 +4,6 @@
     python -m course_utils.evaluation.benchmarks compare FIRST.json SECOND.json
     python -m course_utils.evaluation.benchmarks lab --model FOLDER --out FILE.json
 
-Knows: `harness` the one call, `nous` the article's suite, `lab` tasks made from the
-small world, which need no network. Does not know: how a model was trained.
+Modules: `harness` (the one call), `nous` (the article's suite), `lab` (tasks made from
+the small world, which need no network).
 """

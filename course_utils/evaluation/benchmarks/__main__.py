@@ -1,8 +1,4 @@
-"""`python -m course_utils.evaluation.benchmarks nous --model FOLDER --out FILE.json`
-
-Knows: the command line, how a model is loaded, the file that a run leaves. Does not
-know: what a score means (`nous`).
-"""
+"""`python -m course_utils.evaluation.benchmarks nous --model FOLDER --out FILE.json`"""
 
 import argparse
 import json
@@ -13,16 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import recorded
+from course_utils import models, recorded
 from course_utils.evaluation import estimate
 from course_utils.evaluation.benchmarks import harness, lab, nous
-from course_utils.setup import profiles
+from course_utils.setup import folders, profiles
 from course_utils.setup.printing import print_safely
 
+_MARK = b"course_utils.evaluation.benchmarks"  # each record names its command
 
-def main(arguments=None):
+
+def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -43,7 +41,11 @@ def _parser():
         command.set_defaults(run=run)
         command.add_argument("--model", required=True, help="folder, or hub id")
         command.add_argument("--out", required=True, type=Path, help="file to write")
-        command.add_argument("--limit", type=int, help="at most so many items a task")
+        command.add_argument(
+            "--limit",
+            type=_number,
+            help="at most so many items per task; below 1, that share of them",
+        )
         command.add_argument("--chat-template", action="store_true")
         command.add_argument("--batch-size", default="auto" if _gpu() else "8")
         command.add_argument(
@@ -65,19 +67,23 @@ def _parser():
     return parser
 
 
-def _gpu():
+def _number(text: str) -> float:
+    """A number, whole or not; argparse names the option where it is none."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def load(model, dtype):
-    """(model, tokenizer) on the GPU if there is one; safetensors only, no code run."""
-    loaded = AutoModelForCausalLM.from_pretrained(
-        model,
-        dtype=getattr(torch, dtype),
-        device_map={"": 0} if _gpu() else None,
-        use_safetensors=True,
-    )
-    return loaded, AutoTokenizer.from_pretrained(model)
+def load(model: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) on the GPU if there is one."""
+    place = {"": 0} if _gpu() else None
+    loaded = models.load_model(model, dtype=getattr(torch, dtype), device_map=place)
+    return loaded, models.load_tokenizer(model)
 
 
 def _nous(options):
@@ -113,7 +119,7 @@ def _nous(options):
         "differences_from_published": nous.DIFFERENCES,
         "items": {name: _short(values) for name, values in scores.items()},
     }
-    _write(options.out, record)
+    _write(options, record)
     print(table(record))
 
 
@@ -137,7 +143,7 @@ def _lab(options):
         "scores": {k: _as_dict(estimate(v == 1)) for k, v in metrics.items()},
         "items": {name: _short(values) for name, values in metrics.items()},
     }
-    _write(options.out, record)
+    _write(options, record)
     for name, score in record["scores"].items():
         low, high = score["interval"]
         print(f"{name}: {score['value']:.3f} [{low:.3f}, {high:.3f}], n = {score['n']}")
@@ -177,7 +183,7 @@ def _compare(options):
         print(f"{name:11} {100 * d.value:+6.2f} [{low:+.2f}, {high:+.2f}], n = {d.n}")
 
 
-def table(record):
+def table(record: dict) -> str:
     """A run of the suite beside the published scores, as text."""
     reference = nous.published()
     head = ["", *reference["columns"]]
@@ -233,23 +239,30 @@ def _short(values):
 
 def _check(options):
     """A typing error must not cost the loading of a model, or hours of evaluation."""
+    harness.check_limit(options.limit)
     if not options.out.parent.is_dir():
         raise FileNotFoundError(
             f"--out {options.out}: there is no folder {options.out.parent}."
         )
     if not profiles.is_hub_id(options.model):
         profiles.require_checkpoint(options.model)
+    folders.require_own_file(options.out, _MARK, _inputs(options))
 
 
-def _write(path, record):
-    """Whole or not at all; a line for the items of each row, the rest to be read."""
+def _inputs(options):
+    rows = getattr(options, "data", None)
+    return [options.model, *(Path(rows).glob("*.jsonl") if rows else ())]
+
+
+def _write(options, record):
+    """A line for the items of each row, the rest to be read."""
     items = record.pop("items")
     lines = [f"  {json.dumps(name)}: {json.dumps(v)}" for name, v in items.items()]
     head = json.dumps(record, indent=1, ensure_ascii=False).removesuffix("\n}")
     text = f'{head},\n "items": {{\n' + ",\n".join(lines) + "\n }\n}\n"
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)
+    inputs = _inputs(options)
+    with folders.written_file(options.out, _MARK, inputs=inputs) as partial:
+        folders.write_text(partial, text)
 
 
 if __name__ == "__main__":

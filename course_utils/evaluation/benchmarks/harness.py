@@ -1,19 +1,18 @@
 """The one call into EleutherAI's lm-evaluation-harness, for every task of the course.
 
-Knows: how a loaded model is handed over, what the harness answers for each item, and
-where it goes wrong in silence. Does not know: which tasks there are.
-
 The harness gives shares and standard errors of one model. To compare two models one
 needs the items, so these are what comes back.
 """
 
 import logging
+import math
 import random
 import re
 import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.evaluation import half_precision
 
@@ -29,16 +29,16 @@ from course_utils.evaluation import half_precision
 class TaskResult:
     """What the harness found for the N items of one task, in the task's order.
 
-    metrics: {metric: (N,) float64}. documents: the task's rows, a dict each. requests:
-    per item its (context, continuation) strings; for written answers one (context,
-    settings). answers: per item the (K,) log-likelihoods of the K continuations in
-    nats, or the text that the model wrote.
+    metrics: {metric: (N,) float64}. documents: the task's rows, one dict per item.
+    requests: per item its (context, continuation) strings; for written answers one
+    (context, settings). answers: per item the (K,) log-likelihoods of the K
+    continuations in nats, or the text that the model wrote.
     """
 
-    metrics: dict
-    documents: tuple
-    requests: tuple
-    answers: tuple
+    metrics: dict[str, np.ndarray]
+    documents: tuple[dict, ...]
+    requests: tuple[tuple, ...]
+    answers: tuple[np.ndarray | str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,40 @@ class Run:
     number: how often}.
     """
 
-    tasks: dict
+    tasks: dict[str, TaskResult]
     seconds: float
     passes: int
-    warnings: dict
+    warnings: dict[str, int]
 
 
 def run(
-    model,
-    tokenizer,
-    tasks,
-    folders,
-    chat_template=False,
-    bos=None,
-    limit=None,
-    batch_size=16,
-    progress=False,
-):
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: list[str],
+    folders: list[str | Path],
+    chat_template: bool = False,
+    bos: bool | None = None,
+    limit: float | None = None,
+    batch_size: int | str = 16,
+    progress: bool = False,
+) -> Run:
     """Evaluate a loaded model on tasks of the harness, without examples (0-shot).
 
     tasks: names. folders: where the YAML files lie that define them; only these are
     read, since the harness's own 14,000 take half a minute.
     chat_template: put each question into the tokenizer's chat format as one user turn.
     bos: begin each text with the beginning-of-text token? None: as the tokenizer does.
-    limit: at most so many items a task, drawn with a fixed seed: the first ones would
-    be of one kind where rows are grouped. batch_size: sequences, or "auto" on a GPU.
+    limit: at most so many items per task or, below 1, that share of them, rounded up as
+    the harness does. They are drawn with a fixed seed: the first ones would be of one
+    kind where rows are grouped. batch_size: sequences, or "auto" on a GPU.
     progress: show the harness's bars.
     Returns: Run. The model and the global random generators, which the harness seeds,
     are left as they were found.
-    Raises: ValueError if a task is not in the folders, if a chat template is asked for
-    and there is none, or if written answers would not stop at the turn's end.
+    Raises: ValueError as check_limit, if a task is not in the folders, if a chat
+    template is asked for and there is none, or if written answers would not stop at the
+    turn's end.
     """
+    check_limit(limit)
     manager = TaskManager(include_path=list(folders), include_defaults=False)
     missing = [name for name in tasks if name not in manager.all_subtasks]
     if missing:
@@ -136,15 +139,27 @@ class _Model(HFLM):
         return super().generate_until(requests, disable_tqdm=self._silent)
 
 
-def _drawn(loaded, limit):
+def check_limit(limit: float | None) -> None:
+    """Raise ValueError for a limit that is no number of items and no share of them."""
+    number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if limit is not None and not (number and 0 < limit < math.inf):  # NaN is not
+        raise ValueError(
+            f"limit is {limit!r}: give a number of items from 1, a share of them "
+            "between 0 and 1, or None for all."
+        )
+
+
+def _drawn(loaded: dict, limit: float | None) -> dict[str, list[int]] | None:
     """{task: sorted indices of its items}, or None for all of all tasks."""
     if limit is None:
         return None
-    counts = {name: len(task.eval_docs) for name, task in loaded.items()}
-    return {
-        name: sorted(random.Random(0).sample(range(count), min(limit, count)))
-        for name, count in counts.items()
-    }
+    drawn = {}
+    for name, task in loaded.items():
+        count = len(task.eval_docs)
+        wanted = math.ceil(count * limit) if limit < 1 else int(limit)
+        chosen = random.Random(0).sample(range(count), min(wanted, count))
+        drawn[name] = sorted(chosen)
+    return drawn
 
 
 def _output_type(manager, name):

@@ -1,8 +1,5 @@
 """The small world's questions as tasks of lm-evaluation-harness.
 
-Knows: the YAML that defines a task, the rows it reads, the verifier as its metric. Does
-not know: models.
-
 Only questions of one user turn without a system prompt become items: the harness turns
 a row into one user turn, so it can hold no dialogue.
 """
@@ -16,6 +13,7 @@ import yaml
 from course_utils.data import world
 from course_utils.data.world import phrases, tasks
 from course_utils.data.world.sampling import write_answer
+from course_utils.setup import folders
 
 FLAWS = ("none", "content", "manners", "ending")
 # What stands around the question: nothing, or the frame that benchmarks put there.
@@ -23,7 +21,7 @@ FRAMES = {"": "{{question}}", "_framed": "Q: {{question}}\nA:"}
 TASKS = tuple(f"lab_{kind}{frame}" for kind in ("choice", "write") for frame in FRAMES)
 
 
-def rows(per_source=60, seed=0):
+def rows(per_source: int = 60, seed: int = 0) -> list[dict]:
     """The items: held-out questions, each with four answers in random order.
 
     One answer is flawless; the others each have one flaw: wrong content, bad manners, a
@@ -53,7 +51,7 @@ def rows(per_source=60, seed=0):
     return out
 
 
-def verdict(document, answers):
+def verdict(document: dict, answers: list[str]) -> dict[str, float]:
     """The metrics of one written answer; lm-eval's `process_results` of these tasks.
 
     Whether the model ended its turn is not among them: the harness passes the text on
@@ -64,28 +62,31 @@ def verdict(document, answers):
     return {"good": float(found.good), "content": float(found.content)}
 
 
-def write_tasks(folder, items):
+def write_tasks(folder: str | Path, items: list[dict]) -> Path:
     """Write the lab's tasks as a folder that lm-eval can read, and nothing else.
 
-    folder: made if it is missing. items: as from `rows`.
+    folder: made if it is missing; its own files in it are replaced. items: as from
+    `rows`.
     Writes items.jsonl, and a YAML file for each name in TASKS: choosing and writing an
     answer, each with the bare question and with it framed as `Q: … A:`.
-    Returns: folder, as a Path.
+    Returns: folder, as a Path. Raises: FileExistsError for a file of these names that
+    the course did not write.
     """
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False) for row in items]
-    (folder / "items.jsonl").write_text(
-        "\n".join(lines) + "\n", encoding="utf-8", newline="\n"
-    )
+    names = ["items.jsonl", *(f"{task}.yaml" for task in TASKS)]
+    folders.require_own(folder, names)
+    folders.add_own(folder, names, writer="lab tasks")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in items]
+    folders.write_text(folder / "items.jsonl", "".join(lines))
     for frame, question in FRAMES.items():
         for kind, settings in (("choice", _choice()), ("write", _write(frame))):
             name = f"lab_{kind}{frame}"
             task = {"task": name, **_data(folder), "doc_to_text": question, **settings}
             text = yaml.safe_dump(task, sort_keys=False, allow_unicode=True)
-            # YAML's own writer has no word for lm-eval's tag, which names a function.
+            # YAML's own writer does not know lm-eval's tag, which names a function.
             text = text.replace("process_results: ", "process_results: !function ")
-            (folder / f"{name}.yaml").write_text(text, encoding="utf-8", newline="\n")
+            folders.write_text(folder / f"{name}.yaml", text)
     return folder
 
 

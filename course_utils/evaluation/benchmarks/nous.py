@@ -1,12 +1,11 @@
 """The Nous suite of the article, on today's lm-evaluation-harness.
 
-Knows: its 34 rows in four groups, the metric of each, how they become one number, the
-scores that were published, and where today's tasks differ from those. Does not know:
-how a task is run (`harness`).
+It has 34 rows in four groups, the metric of each, how they become one number, the
+scores that were published, and where today's tasks differ from those.
 
 The published scores come from LLM AutoEval (mlabonne/llm-autoeval at eca2992), which
 ran the branch `add-agieval` of dmahan93/lm-evaluation-harness (ca333d9, August 2023).
-What is said of it here was read in those two repositories.
+What is said about it here was read in those two repositories.
 """
 
 import json
@@ -76,7 +75,7 @@ _BIGBENCH = (
     "temporal_sequences",
 )
 _OBJECTS = {"three": 3, "five": 5, "seven": 7}
-_TODAY = {"causal_judgement": "causal_judgment"}  # spelled otherwise now
+_TODAY = {"causal_judgement": "causal_judgment"}  # the spelling changed
 
 
 def _bigbench(name):
@@ -138,13 +137,13 @@ DIFFERENCES = (
 )
 
 
-def folders():
+def folders() -> list[Path]:
     """Where the installed harness defines the suite's tasks."""
     tasks = Path(find_spec("lm_eval").origin).parent / "tasks"
     return [tasks / folder for folder in _FOLDERS]
 
 
-def published():
+def published() -> dict:
     """The published scores: {"columns", "sources", "rows": [{"model", "scores", …}]}"""
     path = (
         resources.files("course_utils.evaluation.benchmarks") / "published_scores.json"
@@ -156,8 +155,8 @@ def published():
 _TOUCHED = ("TruthfulQA", "MATH", "GSM8K", "TheoremQA")
 
 
-def contamination():
-    """What the data cards say of the mix and benchmarks: list of dicts, one a remark.
+def contamination() -> dict:
+    """What the data cards say of the mix and benchmarks: list of dicts, one per remark.
 
     Keys: "source", "benchmarks" (tuple), "in the suite" (bool), "remark", "card" (file
     name). Both versions of the mix are looked through. Whether questions *are* shared
@@ -191,7 +190,7 @@ def _bullets(text):
     return [re.sub(r"\s+", " ", item) for item in items]
 
 
-def items(tasks):
+def items(tasks: dict) -> dict[str, np.ndarray]:
     """{row's name: (N,) scores}, from the harness's {task: TaskResult}.
 
     Raises: ValueError if a row has no item, e.g. because --limit cut them all off.
@@ -217,7 +216,7 @@ def items(tasks):
     return found
 
 
-def weights(as_published=False):
+def weights(as_published: bool = False) -> dict:
     """{group: {row's name: weight}}; the weights of a group sum to 1.
 
     as_published: with the row that the old branch counted twice.
@@ -231,7 +230,9 @@ def weights(as_published=False):
     return shares
 
 
-def summary(scores, as_published=False):
+def summary(
+    scores: dict[str, np.ndarray], as_published: bool = False
+) -> dict[str, Estimate]:
     """{group: Estimate} and "average", in the order of the published columns.
 
     scores: {row's name: (N,) scores of the items}, or their differences between two
@@ -257,7 +258,7 @@ def summary(scores, as_published=False):
     return found
 
 
-def difference(first, second):
+def difference(first: dict, second: dict) -> dict[str, Estimate]:
     """`summary` of second minus first, item by item: a paired comparison.
 
     first, second: {row's name: (N,) scores} of two models.
@@ -272,7 +273,7 @@ def difference(first, second):
     return summary({n: np.subtract(second[n], first[n]) for n in first})
 
 
-def use_local_rows(folder, data):
+def use_local_rows(folder: str | Path, data: str | Path) -> Path:
     """Tasks that read `data`/<task>.jsonl instead of the hub; all else stays theirs.
 
     folder: where to write the YAML files, each of which includes the harness's own.

@@ -1,8 +1,7 @@
-"""A shape twin: a checkpoint in the exact shape of Llama 3 8B, with random weights.
+"""A checkpoint of random weights in the exact shape of Llama 3 8B.
 
-Knows: the shape, a tokenizer with Llama 3's ids, how to write both with little memory.
-Does not know: anything that was learned. Speed and memory do not depend on the weights'
-values, so a twin measures them honestly; it says nothing of quality.
+Speed and memory do not depend on the weights' values, so this checkpoint measures them
+honestly. It says nothing about quality: nothing in it was learned.
 
     python -m course_utils.models.random_weights FOLDER
 """

@@ -7,7 +7,7 @@ from course_utils.models.random_weights.checkpoint import SHAPES, write
 from course_utils.setup.printing import print_safely
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Returns: the process's exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m course_utils.models.random_weights",
@@ -19,7 +19,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     try:
         done = write(options.folder, options.shape, options.seed)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(

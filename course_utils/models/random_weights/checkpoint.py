@@ -1,8 +1,4 @@
-"""The twin's folder: configuration, random weights, tokenizer, card.
-
-Knows: the shapes there are, the scale of the weights, how they are drawn and written.
-Does not know: the tokenizer's text (`tokenizer`), the file format (`shards`).
-"""
+"""The random-weights checkpoint: configuration, weights, tokenizer, card."""
 
 import os
 import time
@@ -10,11 +6,12 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from math import prod
+from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
-from course_utils.models import shards
+from course_utils.models import loading, shards
 from course_utils.models.random_weights.tokenizer import (
     BASE_TOKENS,
     VOCABULARY,
@@ -71,7 +68,7 @@ _TOKENIZER_BYTES = 20_000_000
 _UNTRAINED_SCALE = 1e-3
 
 
-def config_of(shape):
+def config_of(shape: str) -> LlamaConfig:
     """The LlamaConfig of a shape, marked as random.
 
     Raises: ValueError for an unknown shape, naming the known ones.
@@ -86,23 +83,24 @@ def config_of(shape):
     )
 
 
-def weight_shapes(config):
+def weight_shapes(config: PreTrainedConfig) -> shards.Shapes:
     """{tensor: shape} in the model's own order, without making the model."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def needs_bytes(shape):
-    """Disk space that the twin takes, in bytes."""
+def needs_bytes(shape: str) -> int:
+    """Disk space that the checkpoint takes, in bytes."""
     shapes = weight_shapes(config_of(shape))
     return sum(map(prod, shapes.values())) * DTYPE.itemsize + _TOKENIZER_BYTES
 
 
-def write(folder, shape="llama3-8b", seed=0):
-    """Write a twin, part by part: at 8B with 1.3 GiB of memory.
+def write(folder: str | Path, shape: str = "llama3-8b", seed: int = 0) -> dict:
+    """Write a checkpoint, part by part: at 8B with 1.3 GiB of memory.
 
-    folder: not there yet. seed: of the weights; a GPU and a CPU draw different ones.
+    folder: not there yet, or empty. seed: of the weights; a GPU and a CPU draw
+    different ones.
     Returns: {"parameters", "bytes", "files", "seconds", "device"}.
     Raises: ValueError for an unknown shape; FileExistsError; OSError before anything is
         written if the disk is too full. An error leaves no folder behind.
@@ -121,7 +119,7 @@ def write(folder, shape="llama3-8b", seed=0):
         text = _card(shape, config, parameters)
         (partial / "README.md").write_text(text, encoding="utf-8", newline="\n")
         files = len(list(partial.glob("*.safetensors")))
-        AutoConfig.from_pretrained(partial)  # a folder that cannot be read is no twin
+        loading.load_config(partial)  # whoever cannot read it should learn it now
     return {
         "parameters": parameters,
         "bytes": total,

@@ -1,8 +1,8 @@
 """A tokenizer with Llama 3's ids, made from text that every Python carries.
 
-Knows: Llama 3's special tokens and their ids, its way of splitting text.
-Does not know: Llama 3's own vocabulary, which its licence covers. A text takes a like
-number of tokens, but other ones.
+It has Llama 3's special tokens with their ids and splits text as Llama 3 does. The
+vocabulary is another one, because Llama 3's is covered by its licence: a text takes
+about as many tokens, but not the same ones.
 """
 
 import ast
@@ -40,7 +40,7 @@ _NAMED = {
 }
 
 
-def special_tokens():
+def special_tokens() -> list[str]:
     """Llama 3's 256 special tokens in the order of their ids, from 128,000 on."""
     names, reserved = [], 0
     for position in range(SPECIAL_TOKENS):
@@ -52,7 +52,7 @@ def special_tokens():
     return names
 
 
-def make_tokenizer():
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with Llama 3's 128,256 ids and no chat template.
 
     Returns: PreTrainedTokenizerFast. Its merges are learned from the documentation of

@@ -1,15 +1,21 @@
 """ORPO's loss by its two definitions: TRL's, and LLaMA-Factory's.
 
-Knows: what each definition averages over. Does not know: the tools; their own values
-are recorded by `tests/elsewhere/validate.py`.
+The tools' own values are recorded by `tests/elsewhere/validate.py`.
 """
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import chat, orpo
 
 
-def loss_by_definition(model, tokenizer, pairs, max_length, beta):
+def loss_by_definition(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[dict],
+    max_length: int,
+    beta: float,
+) -> list[dict]:
     """ORPO's loss of one batch as TRL defines it, and in two steps LLaMA-Factory's.
 
     model: a causal language model, used as it is (call .eval() first).

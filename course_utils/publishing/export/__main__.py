@@ -7,7 +7,7 @@ from course_utils.publishing.export.gguf_file import TYPES, to_gguf
 from course_utils.setup.printing import print_safely
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Returns: the process's exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m course_utils.publishing.export",

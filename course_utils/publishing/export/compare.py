@@ -1,7 +1,5 @@
 """Does llama.cpp answer from the GGUF file as transformers does from the folder?
 
-Knows: llama.cpp's Python binding. Does not know: how the file was written.
-
     python -m course_utils.publishing.export.compare FOLDER [--record]
 
 needs llama-cpp-python, which compiles for some minutes and is not installed with the
@@ -16,9 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from course_utils import recorded
+from course_utils import models, recorded
 from course_utils.data import world
 from course_utils.publishing.export.gguf_file import to_gguf
 from course_utils.publishing.gate import distance
@@ -28,24 +25,32 @@ from course_utils.publishing.gate.behaviour import (
     greedy,
     logits_along,
 )
-from course_utils.setup import places
+from course_utils.setup import folders, places
 from course_utils.setup.printing import print_safely
 
 RECORD = places.PACKAGE / "recorded" / "gguf.json"
 PROMPTS = 140
 
 
-def answers_of_transformers(folder, prompts, max_new_tokens=112):
+def answers_of_transformers(
+    folder: str | Path, prompts: list[list[dict]], max_new_tokens: int = 112
+) -> tuple[Behaviour, int]:
     """(Behaviour of the saved model, with its own defaults, and its end token)."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = models.load_model(folder).eval()
+    tokenizer = models.load_tokenizer(folder)
     questions, pad = encode(tokenizer, prompts), tokenizer.pad_token_id
     answers = greedy(model, questions, pad, max_new_tokens)
     logits = logits_along(model, questions, answers, pad)
     return Behaviour(questions, answers, logits), tokenizer.eos_token_id
 
 
-def answers_of_llama_cpp(path, folder, prompts, reference, max_new_tokens=112):
+def answers_of_llama_cpp(
+    path: str | Path,
+    folder: str | Path,
+    prompts: list[list[dict]],
+    reference: Behaviour,
+    max_new_tokens: int = 112,
+) -> Behaviour:
     """Behaviour of the GGUF file along a reference's answers.
 
     Its questions are the prompts' text as llama.cpp itself cuts it into tokens; its
@@ -56,7 +61,7 @@ def answers_of_llama_cpp(path, folder, prompts, reference, max_new_tokens=112):
     longest = max(len(q) + len(a) for q, a in _pairs(reference))
     context = max(longest, max(map(len, reference.questions)) + max_new_tokens) + 1
     model = Llama(str(path), n_ctx=context, logits_all=True, verbose=False)
-    end, tokenizer = model.token_eos(), AutoTokenizer.from_pretrained(folder)
+    end, tokenizer = model.token_eos(), models.load_tokenizer(folder)
     questions, answers, logits = [], [], []
     for prompt, (question, answer) in zip(prompts, _pairs(reference), strict=True):
         text = tokenizer.apply_chat_template(
@@ -85,7 +90,13 @@ def _greedy(model, question, end, max_new_tokens):
             return answer
 
 
-def compare(folder, prompts, dtype, reference, end):
+def compare(
+    folder: str | Path,
+    prompts: list[list[dict]],
+    dtype: str,
+    reference: Behaviour,
+    end: int,
+) -> dict:
     """How far the GGUF file of a folder is from the folder.
 
     reference, end: from answers_of_transformers. Returns: {"dtype", "bytes",
@@ -104,7 +115,7 @@ def compare(folder, prompts, dtype, reference, end):
     }
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", help="a merged model of the lab")
     parser.add_argument("--record", action="store_true", help="keep it as recorded")
@@ -123,7 +134,7 @@ def main(arguments=None):
         run = recorded.describe_run(command, start)
         run["versions"] |= recorded.versions(("gguf", "llama_cpp_python"))
         text = json.dumps({**run, "files": files}, indent=1, ensure_ascii=False)
-        RECORD.write_text(text + "\n", encoding="utf-8", newline="\n")
+        folders.write_text(RECORD, text + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from course_utils.publishing.gate.release import behave_from_folder
 from course_utils.setup.printing import print_safely
 
 
-def main():
+def main() -> None:
     behave_from_folder(sys.argv[1], sys.argv[2], **json.load(sys.stdin))
 
 

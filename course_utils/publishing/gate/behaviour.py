@@ -1,8 +1,5 @@
 """What a model does on prompts, and how far two models are apart in that.
 
-Knows: greedy answers, logits along them, KL, the noise of a model against itself.
-Does not know: which distance is too large (`gate`), how a model was made.
-
 A trained and a merged 8B do not fit one card together. So the trained one is observed
 first, kept as numbers in ordinary memory, and can be freed before the other is loaded.
 """
@@ -13,6 +10,7 @@ import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
 from scipy import stats
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.evaluation import Estimate, autocast, estimate
 
@@ -28,9 +26,9 @@ class Behaviour:
         the model's dtype: row t is what predicts token t.
     """
 
-    questions: list
-    answers: list
-    logits: tuple
+    questions: list[list[int]]
+    answers: list[list[int]]
+    logits: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,10 @@ class Distance:
     ended: float
     reference_ended: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
-            f"KL {self.kl.value:.1e} [{self.kl.low:.1e}, {self.kl.high:.1e}] nats a "
-            f"token, max |Δlogit| {self.max_logit_difference:.2g}, same next token "
+            f"KL {self.kl.value:.1e} [{self.kl.low:.1e}, {self.kl.high:.1e}] nats "
+            f"per token, max |Δlogit| {self.max_logit_difference:.2g}, same next token "
             f"{self.same_next_token:.1%}, same answers {self.same_answers} (n = "
             f"{self.n} answers, {self.tokens} tokens)"
         )
@@ -73,16 +71,21 @@ class Observation:
     vocabulary: rows of its input table, rows of its head, its config's vocab_size.
     """
 
-    prompts: list
+    prompts: list[list[dict]]
     reference: Behaviour
     noise: Distance
-    vocabulary: tuple
+    vocabulary: tuple[int, int, int]
     end: int
     pad: int
     max_new_tokens: int
 
 
-def observe(model, tokenizer, prompts, max_new_tokens=112):
+def observe(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[dict]],
+    max_new_tokens: int = 112,
+) -> Observation:
     """Observe the model that was trained and evaluated.
 
     model: a causal language model, with its adapter. tokenizer: with chat template, and
@@ -91,9 +94,10 @@ def observe(model, tokenizer, prompts, max_new_tokens=112):
     Raises: ValueError without at least two prompts.
 
     It is computed as training computed it. The noise is what the same model does in
-    other batches and, for 4-bit weights, with the kernels of evaluation: on CPUs with
-    bf16 instructions bitsandbytes rounds otherwise there, and repacks the weights for
-    good. So give a model that was not evaluated yet, or the noise will be too small.
+    other batches and, for 4-bit weights, with the kernels of evaluation. On CPUs with
+    bf16 instructions these kernels round differently, and bitsandbytes repacks the
+    weights for them permanently. So give a model that was not evaluated yet, or the
+    noise will be too small.
     """
     if len(prompts) < 2:
         raise ValueError(f"A proof needs at least two prompts, and got {len(prompts)}.")
@@ -118,7 +122,7 @@ def observe(model, tokenizer, prompts, max_new_tokens=112):
     return Observation(prompts, reference, noise, tables, end, pad, max_new_tokens)
 
 
-def compare(observation, model):
+def compare(observation: Observation, model: PreTrainedModel) -> Distance:
     """Distance of a model in memory from the observed one.
 
     Raises: ValueError if its vocabulary has another size: then no logits compare.
@@ -138,7 +142,7 @@ def compare(observation, model):
     )
 
 
-def distance(reference, other, end):
+def distance(reference: Behaviour, other: Behaviour, end: int) -> Distance:
     """Distance between two Behaviours along the same reference's answers."""
     place = "cuda" if torch.cuda.is_available() else "cpu"
     kl, tokens, same, largest, stops = [], [], [], [], []
@@ -168,7 +172,7 @@ def distance(reference, other, end):
 
 
 def _per_token(sums, tokens):
-    """Estimate of sum / tokens; prompts are resampled, as a whole."""
+    """Estimate of sum / tokens; the bootstrap draws entire prompts."""
 
     def mean(sums, tokens, axis=-1):
         return sums.sum(axis) / tokens.sum(axis)
@@ -192,13 +196,15 @@ def _ended(answers, end):
     return sum(answer[-1:] == [end] for answer in answers) / len(answers)
 
 
-def vocabulary(model):
+def vocabulary(model: PreTrainedModel) -> tuple[int, int, int]:
     """(rows of the input table, rows of the head, the config's vocab_size)."""
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     return (*(table.weight.shape[0] for table in tables), model.config.vocab_size)
 
 
-def encode(tokenizer, prompts):
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[list[dict]]
+) -> list[list[int]]:
     """Token ids of the prompts, ready for an answer."""
     texts = [
         tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False)
@@ -209,7 +215,14 @@ def encode(tokenizer, prompts):
 
 
 @torch.no_grad()
-def greedy(model, questions, pad, max_new_tokens, batch=BATCH, **stop):
+def greedy(
+    model: PreTrainedModel,
+    questions: list[list[int]],
+    pad: int,
+    max_new_tokens: int,
+    batch: int = BATCH,
+    **stop: int,
+) -> list[list[int]]:
     """Token ids of each greedy answer, up to and including the end token.
 
     stop: eos_token_id; without it the model's own generation config says where to stop.
@@ -241,7 +254,13 @@ def _left_padded(rows, pad, device):
 
 
 @torch.no_grad()
-def logits_along(model, questions, answers, pad, batch=1):
+def logits_along(
+    model: PreTrainedModel,
+    questions: list[list[int]],
+    answers: list[list[int]],
+    pad: int,
+    batch: int = 1,
+) -> tuple[torch.Tensor, ...]:
     """n CPU tensors (tokens of the answer, vocabulary): what predicts its tokens."""
     found = []
     for start in range(0, len(questions), batch):

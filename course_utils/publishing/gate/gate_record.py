@@ -1,8 +1,5 @@
 """What the release gate found, as a file that lies with the model it holds for.
 
-Knows: the record's shape, which files of a folder are the model, their hashes.
-Does not know: what is checked (`gate`), who reads the record (`publishing` does).
-
 The record is `release_gate.json` in the model's folder:
 
     {"passed": bool,
@@ -21,6 +18,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from course_utils.setup import folders
+
 GATE_FILE = "release_gate.json"
 MODEL_FILES = (
     "*.safetensors",
@@ -33,7 +32,7 @@ MODEL_FILES = (
 )
 
 
-def model_files(folder):
+def model_files(folder: str | Path) -> list[str]:
     """The names of the files that a program reads to run the model, sorted."""
     return sorted(
         path.name
@@ -42,7 +41,7 @@ def model_files(folder):
     )
 
 
-def fingerprint(folder):
+def fingerprint(folder: str | Path) -> dict[str, dict]:
     """{file of the model: {"bytes", "sha256"}}, read in pieces: 16 GB need no RAM."""
     found = {}
     for name in model_files(folder):
@@ -53,7 +52,9 @@ def fingerprint(folder):
     return found
 
 
-def write_record(folder, checks, measured, run):
+def write_record(
+    folder: str | Path, checks: list[dict], measured: dict, run: dict
+) -> dict:
     """Write the gate's record for the model in `folder` as it is now.
 
     checks: list of {"name", "passed", "measured", "limit", "failure"}; failure is what
@@ -71,13 +72,12 @@ def write_record(folder, checks, measured, run):
         "run": run,
     }
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    partial = Path(folder) / f".{GATE_FILE}.partial"
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(Path(folder) / GATE_FILE)
+    folders.write_text(Path(folder) / GATE_FILE, text)
+    folders.add_own(folder, [GATE_FILE])
     return record
 
 
-def read_record(folder):
+def read_record(folder: str | Path) -> dict:
     """The record in `folder`, whatever it says.
 
     Raises: FileNotFoundError if there is none; ValueError if it is not a record.
@@ -95,7 +95,7 @@ def read_record(folder):
     return record
 
 
-def require_passed(folder):
+def require_passed(folder: str | Path) -> dict:
     """The record in `folder`, if it passed and still holds for every file there.
 
     Raises: as read_record; ValueError with the gate's words if it refused, or naming

@@ -1,8 +1,4 @@
-"""The release gate: may this folder be published as the model that was trained?
-
-Knows: every check, its limit, how the folder is run in a process of its own.
-Does not know: how the folder was made, what happens to it afterwards.
-"""
+"""The release gate: may this folder be published as the model that was trained?"""
 
 import json
 import subprocess
@@ -14,13 +10,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
-from course_utils import recorded
+from course_utils import models, recorded
 from course_utils.publishing.gate import files
 from course_utils.publishing.gate.behaviour import (
     Behaviour,
     Distance,
+    Observation,
     distance,
     encode,
     greedy,
@@ -28,11 +25,12 @@ from course_utils.publishing.gate.behaviour import (
 )
 from course_utils.publishing.gate.gate_record import GATE_FILE, write_record
 
-# 1e-4 nats a token change the log-prob of an answer of 100 tokens by about 0.01 nats.
+# 1e-4 nats per token change the log-prob of an answer of 100 tokens by about 0.01 nats.
 MAX_KL = 1e-4
 MAX_LOGIT_DIFFERENCE = 0.5  # nats, the largest over all tokens and the vocabulary
-# What the trained model does to itself when it is computed another way is no fault of
-# the merge, up to here: beyond, nothing can be told apart.
+# The trained model differs from itself when it is computed another way. The merge may
+# differ by a multiple of that noise; if the noise is larger than this, nothing can be
+# proved.
 NOISE_FACTOR = 3
 MAX_NOISE_KL = 3e-3
 MIN_SAME_TOKENS = 0.99
@@ -56,18 +54,18 @@ class Check:
 class Gate:
     """The checks, and the Distance of the folder's model, None if it was not run."""
 
-    checks: tuple
+    checks: tuple[Check, ...]
     distance: Distance | None
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         return all(check.passed for check in self.checks)
 
     @property
-    def failures(self):
+    def failures(self) -> tuple[str, ...]:
         return tuple(check.failure for check in self.checks if not check.passed)
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [
             f"{'ok' if c.passed else 'NO':3s} {c.name:38s} {c.measured:>16s}  {c.limit}"
             for c in self.checks
@@ -76,7 +74,12 @@ class Gate:
         return "\n".join([*rows, "PASSED" if self.passed else "REFUSED"])
 
 
-def release_gate(observation, folder, tokenizer, command="release_gate"):
+def release_gate(
+    observation: Observation,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    command: str = "release_gate",
+) -> Gate:
     """Check a saved model against the trained one, and leave the record in its folder.
 
     observation: of the trained model, by `observe`. folder: what would be published:
@@ -111,14 +114,16 @@ def release_gate(observation, folder, tokenizer, command="release_gate"):
     return gate
 
 
-def check_files(folder, observation, tokenizer):
+def check_files(
+    folder: Path, observation: Observation, tokenizer: PreTrainedTokenizerBase
+) -> list[Check]:
     """Checks of the files alone; what needs the weights is left out without them."""
     o = observation
     checks = [
         _words("no file that can run code", files.runnable(folder)),
         _words("weights and settings complete", files.incomplete(folder)),
     ]
-    if not checks[-1].passed:
+    if not all(check.passed for check in checks):
         return checks
     return [
         *checks,
@@ -134,7 +139,9 @@ def _words(name, wrong):
     return Check(name, not wrong, "no" if wrong else "yes", "yes", "; ".join(wrong))
 
 
-def check_behaviour(found, observation, questions):
+def check_behaviour(
+    found: Distance, observation: Observation, questions: list[list[int]]
+) -> list[Check]:
     """Checks of what the folder's model does. found: Distance from the trained one."""
     noise, reference = observation.noise, observation.reference
     max_kl = max(MAX_KL, NOISE_FACTOR * noise.kl.value)
@@ -152,16 +159,16 @@ def check_behaviour(found, observation, questions):
             "trained model agrees with itself",
             noise.kl.value <= MAX_NOISE_KL,
             f"KL {noise.kl.value:.1e}",
-            f"<= {MAX_NOISE_KL:g} nats a token",
+            f"<= {MAX_NOISE_KL:g} nats per token",
             f"the trained model differs from itself by a KL of {noise.kl.value:.1e} "
-            "nats a token when computed another way: nothing can be proved so",
+            "nats per token when computed another way: nothing can be proved so",
         ),
         Check(
             "KL of trained and published",
             found.kl.value <= max_kl,  # NaN is not
             f"{found.kl.value:.1e}",
-            f"<= {max_kl:.1e} nats a token",
-            f"KL is {found.kl.value:.1e} nats a token, more than {max_kl:.1e}",
+            f"<= {max_kl:.1e} nats per token",
+            f"KL is {found.kl.value:.1e} nats per token, more than {max_kl:.1e}",
         ),
         Check(
             "largest logit difference",
@@ -206,7 +213,7 @@ def check_behaviour(found, observation, questions):
     ]
 
 
-def run_folder(folder, observation):
+def run_folder(folder: Path, observation: Observation) -> Behaviour:
     """Behaviour of the model in the folder, from a new process.
 
     Raises: RuntimeError with the process's last words if it fails.
@@ -235,16 +242,22 @@ def run_folder(folder, observation):
     return Behaviour(said["questions"], said["answers"], rows)
 
 
-def behave_from_folder(folder, out, prompts, answers, max_new_tokens):
+def behave_from_folder(
+    folder: str | Path,
+    out: str | Path,
+    prompts: list[list[dict]],
+    answers: list[list[int]],
+    max_new_tokens: int,
+) -> None:
     """What the new process does: run the folder with its own defaults, write to `out`.
 
     answers: the reference's, to take the logits along. The weights stay in the dtype
     that the folder says.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+    model = models.load_model(folder).eval()
     if torch.cuda.is_available():
         model = model.to("cuda")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = models.load_tokenizer(folder)
     questions, pad = encode(tokenizer, prompts), tokenizer.pad_token_id
     own = greedy(model, questions, pad, max_new_tokens)
     logits = logits_along(model, questions, answers, pad)

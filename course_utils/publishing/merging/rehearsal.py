@@ -1,12 +1,10 @@
-"""How much memory a merge takes, measured on a shape twin.
-
-Knows: the twin, an adapter of random values, two ways to merge, a process's peak
-memory. Does not know: quality; nothing here was trained.
+"""How much memory a merge takes, measured on a random-weights checkpoint.
 
     python -m course_utils.publishing.merging.rehearsal SCRATCH [--record]
 
 writes 16 GB twice at 8B. SCRATCH/twin and SCRATCH/adapter are used again if they are
-there; remove the folder afterwards.
+there; remove the folder afterwards. Nothing here was trained, so nothing here is about
+quality.
 """
 
 import argparse
@@ -20,38 +18,37 @@ import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from course_utils import chat, models, recorded
 from course_utils.models import random_weights, shards
-from course_utils.publishing.merging.streamed import read_adapter
-from course_utils.setup import places
+from course_utils.publishing.merging.adapter import Adapter, read_adapter
+from course_utils.setup import folders, places
 from course_utils.setup.printing import print_safely
 
 GIB = 2**30
 RECORD = places.PACKAGE / "recorded" / "merge_at_8b.json"
-# The other way, as a notebook would write it: the whole model in memory.
+# The other way, as a notebook would write it: the entire model in memory.
 BY_PEFT = """
 import sys, torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
-from course_utils.models import nf4_config
+from course_utils.models import load_model, nf4_config
 base, adapter, out = sys.argv[1:]
 nf4 = nf4_config(torch.bfloat16)
-model = AutoModelForCausalLM.from_pretrained(
-    base, dtype=torch.bfloat16, quantization_config=nf4
-).dequantize()
+model = load_model(base, dtype=torch.bfloat16, quantization_config=nf4).dequantize()
 PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
 """
 
 
-def write_random_adapter(base, folder, rank=16, alpha=32, seed=0):
+def write_random_adapter(
+    base: str | Path, folder: str | Path, rank: int = 16, alpha: int = 32, seed: int = 0
+) -> None:
     """A LoRA adapter of random values on all linear layers and the chat tokens' rows.
 
-    base: a twin's folder. Written as PEFT writes a trained one, with the tokenizer; the
-    model is never in memory.
+    folder: not there yet, or an earlier random adapter. Written as PEFT writes a
+    trained one, with the tokenizer; the model is never in memory.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = models.load_tokenizer(base)
     ids = chat.use_llama3_chat(tokenizer)
     lora = LoraConfig(
         r=rank,
@@ -61,21 +58,22 @@ def write_random_adapter(base, folder, rank=16, alpha=32, seed=0):
         trainable_token_indices={"embed_tokens": ids, "lm_head": ids},
     )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+        model = AutoModelForCausalLM.from_config(models.load_config(base))
         state = get_peft_model_state_dict(get_peft_model(model, lora))
     draw = torch.Generator().manual_seed(seed)
     tensors = {
         name: 0.02 * torch.randn(value.shape, generator=draw)
         for name, value in state.items()
     }
-    lora.save_pretrained(folder)
-    save_file(
-        tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"}
-    )
-    tokenizer.save_pretrained(folder)
+    with folders.written_whole(folder, 0, "random adapter", [base]) as partial:
+        lora.save_pretrained(partial)
+        file = partial / "adapter_model.safetensors"
+        save_file(tensors, file, metadata={"format": "pt"})
+        tokenizer.save_pretrained(partial)
+        models.record_base(partial, base)
 
 
-def measured(command):
+def measured(command: list[str]) -> dict[str, float]:
     """Run a command. Returns: {"peak_gib", "cpu_minutes", "minutes"}.
 
     peak_gib: the most memory it had in use at a time, files mapped into it included.
@@ -108,7 +106,9 @@ def measured(command):
     }
 
 
-def largest_errors(base, adapter, merged, layers):
+def largest_errors(
+    base: str | Path, adapter: str | Path, merged: str | Path, layers: list[int]
+) -> dict[str, float]:
     """How far merged tensors are from PEFT's own layers, one layer at a time.
 
     layers: numbers of the decoder layers to look at.
@@ -131,7 +131,7 @@ def largest_errors(base, adapter, merged, layers):
     return found
 
 
-def by_peft(name, weight, adapter):
+def by_peft(name: str, weight: torch.Tensor, adapter: Adapter) -> torch.Tensor:
     """One tensor as bitsandbytes' and PEFT's modules merge it, in float32."""
     if name in adapter.updates:
         low, high = adapter.updates[name]
@@ -142,7 +142,7 @@ def by_peft(name, weight, adapter):
         values = bnb.functional.dequantize_4bit(quantised.data, quantised.quant_state)
         dense = torch.nn.Linear(low.shape[1], high.shape[0], bias=False, device="meta")
         dense.weight = torch.nn.Parameter(values.float().cpu())
-        alpha = adapter.scale * low.shape[0]
+        alpha = adapter.scales[name] * low.shape[0]
         lora = LoraConfig(r=low.shape[0], lora_alpha=alpha, target_modules=["0"])
         model = get_peft_model(torch.nn.Sequential(dense), lora)
         layer = model.base_model.model[0]
@@ -156,15 +156,15 @@ def by_peft(name, weight, adapter):
     return weight.float()
 
 
-def rehearse(scratch, shape):
-    """Merge a random adapter into a twin. Returns: what was measured."""
+def rehearse(scratch: str | Path, shape: str) -> dict:
+    """Merge a random adapter into random weights. Returns: what was measured."""
     scratch = Path(scratch)
     base, adapter, out = (scratch / name for name in ("twin", "adapter", "merged"))
     if not base.is_dir():
         random_weights.write(base, shape)
     if not adapter.is_dir():
         write_random_adapter(base, adapter)
-    config = AutoConfig.from_pretrained(base)
+    config = models.load_config(base)
     command = [sys.executable, "-m", "course_utils.publishing.merging"]
     cost = measured([*command, str(base), str(adapter), str(out)])
     last = config.num_hidden_layers - 1
@@ -182,9 +182,9 @@ def rehearse(scratch, shape):
     }
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("scratch", help="a folder with room for the twin, twice")
+    parser.add_argument("scratch", help="a folder with room for the checkpoint, twice")
     parser.add_argument(
         "--shape", choices=list(random_weights.SHAPES), default="llama3-8b"
     )
@@ -194,15 +194,16 @@ def main(arguments=None):
     start = time.perf_counter()
     found = rehearse(options.scratch, options.shape)
     if options.whole:
-        folders = [str(Path(options.scratch) / n) for n in ("twin", "adapter", "whole")]
-        found["whole"] = measured([sys.executable, "-c", BY_PEFT, *folders])
+        scratch = Path(options.scratch)
+        read = [str(scratch / name) for name in ("twin", "adapter")]
+        with folders.written_whole(scratch / "whole", 0, "merge by PEFT") as out:
+            command = [sys.executable, "-c", BY_PEFT, *read, str(out)]
+            found["whole"] = measured(command)
     print(json.dumps(found, indent=1))
     if options.record:
-        kept = (
-            json.loads(RECORD.read_text(encoding="utf-8"))
-            if RECORD.is_file()
-            else {"merges": {}}
-        )
+        kept = {"merges": {}}
+        if RECORD.is_file():
+            kept = json.loads(RECORD.read_text(encoding="utf-8"))
         whole = " --whole" * options.whole
         run = recorded.describe_run(
             "python -m course_utils.publishing.merging.rehearsal SCRATCH "
@@ -210,9 +211,7 @@ def main(arguments=None):
             start,
         )
         kept["merges"][options.shape] = {**run, **found}
-        RECORD.write_text(
-            json.dumps(kept, indent=1) + "\n", encoding="utf-8", newline="\n"
-        )
+        folders.write_text(RECORD, json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

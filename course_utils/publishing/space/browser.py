@@ -1,7 +1,6 @@
 """The Space tried by a browser without a screen, as a visitor would.
 
-Knows: Playwright, where a visitor clicks. Does not know: what is a good answer; the
-small world's verifier does.
+The small world's verifier judges the answers.
 
     python -m course_utils.publishing.space.browser SPACE MODEL [--record]
 
@@ -17,12 +16,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from course_utils import recorded
 from course_utils.data import world
-from course_utils.setup import places
+from course_utils.setup import folders, places
 from course_utils.setup.printing import print_safely
 
 RECORDED = places.PACKAGE / "recorded"
@@ -32,7 +32,7 @@ PATIENCE = 180_000  # milliseconds; two busy cores need them
 
 
 @contextmanager
-def running(space, model):
+def running(space: str | Path, model: str | Path) -> Iterator[str]:
     """The address of the Space's own app.py, started as the hub would start it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -63,7 +63,7 @@ def _wait(app, port):
     raise TimeoutError("app.py did not serve in time.")
 
 
-def visit(address, questions):
+def visit(address: str, questions: list[str]) -> tuple[list[str], bytes]:
     """(answers as the page shows them, a picture of the last one as PNG).
 
     Each question goes into a conversation of its own.
@@ -97,7 +97,7 @@ def visit(address, questions):
     return answers, picture
 
 
-def small_png(picture):
+def small_png(picture: bytes) -> bytes:
     """The picture as a PNG of few colours. Raises: ValueError if it stays too large."""
     from PIL import Image
 
@@ -111,7 +111,7 @@ def small_png(picture):
     return out.getvalue()
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("space", help="the folder of the Space")
     parser.add_argument("model", help="a merged model of the lab")
@@ -137,9 +137,7 @@ def main(arguments=None):
         run = recorded.describe_run(f"{command} --record", start)
         run["versions"] |= recorded.versions(("gradio", "playwright"))
         text = json.dumps({**run, "visits": rows}, indent=1, ensure_ascii=False)
-        (RECORDED / "space.json").write_text(
-            text + "\n", encoding="utf-8", newline="\n"
-        )
+        folders.write_text(RECORDED / "space.json", text + "\n")
         (RECORDED / "space.png").write_bytes(small_png(picture))
 
 
