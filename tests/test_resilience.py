@@ -277,7 +277,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_whole(unbroken, tmp_path):
 def test_too_little_room_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
     trainer = run.make_trainer(tmp_path)
     free = SimpleNamespace(total=2**40, used=2**40, free=2**20)
-    monkeypatch.setattr(resilience.checkpoints.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(resilience.saving.shutil, "disk_usage", lambda _: free)
     with (
         pytest.raises(resilience.DiskFull, match="nothing was written") as error,
         resilience.watched(trainer),

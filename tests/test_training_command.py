@@ -19,9 +19,10 @@ from tiny_llama import tiny_model
 from transformers import AutoTokenizer
 
 from course_utils import lab
+from course_utils.data import mixing
 from course_utils.setup import profiles
 from course_utils.training import __main__ as command
-from course_utils.training import lost, options, run
+from course_utils.training import lost, options, preparing, reading, resilience, run
 from course_utils.training.batches import Shares, share
 
 FSDP_ON_CPU = Path(__file__).parent / "helpers" / "train_fsdp_on_cpu.py"
@@ -44,7 +45,7 @@ def base(tmp_path_factory):
 def pairs(tmp_path_factory):
     """A file with 40 pairs of the lab."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    rows = run.mixing.build().train.select_columns(list(run.COLUMNS)).select(range(40))
+    rows = mixing.build().train.select_columns(list(reading.COLUMNS)).select(range(40))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -158,9 +159,11 @@ def test_what_a_run_leaves_behind(alone, base):
 
 def test_a_finished_run_is_not_overwritten(alone, base, asked):
     before = (alone.folder / "run.json").read_bytes()
-    with pytest.raises(ValueError, match="holds a run already. Go on with it by --res"):
+    with pytest.raises(
+        ValueError, match="holds a run already .*run.json.* Go on with it by --res"
+    ):
         train_here(base, *asked, *FAST, "--output", alone.folder)
-    with pytest.raises(ValueError, match="was begun with seed 0, and now it is 1"):
+    with pytest.raises(ValueError, match="other settings: seed 0 -> 1. Resume"):
         train_here(
             base, *asked, *FAST, "--output", alone.folder, "--resume", "--seed", 1
         )
@@ -223,7 +226,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(alone, base, asked, tmp_p
 def test_fsdp2_equals_one_process_and_its_adapter_loads_on_one(
     alone, base, asked, tmp_path
 ):
-    script = [str(FSDP_ON_CPU), *asked, *FAST, "--save-steps", "0"]
+    script = [str(FSDP_ON_CPU), *asked, *FAST, "--save-steps", STEPS]
     finished(launch(base, "fsdp", script, "--output", tmp_path))
     assert_same(tmp_path, alone)
     record = json.loads((tmp_path / "run.json").read_text())
@@ -231,6 +234,8 @@ def test_fsdp2_equals_one_process_and_its_adapter_loads_on_one(
     tokens = [process["tokens"] for process in record["by_process"]]
     assert sum(tokens) == alone.record["by_process"][0]["tokens"]
     PeftModel.from_pretrained(lab.load_base(base)[0], tmp_path)
+    last = resilience.last_whole_checkpoint(tmp_path)
+    assert Path(last).name == f"checkpoint-{STEPS}"
 
 
 def test_a_process_that_waits_in_a_library_ends_when_told(tmp_path):
@@ -305,7 +310,7 @@ def test_a_launch_that_cannot_share_ends_in_one_sentence(
     status = command._train(parsed_with_command(*asked, "--output", tmp_path), "0")
     assert status == 1
     said = capsys.readouterr().err
-    assert said.startswith("ValueError: 8 pairs a step cannot be shared by 3")
+    assert said.startswith("8 pairs a step cannot be shared by 3")
     assert said.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
@@ -322,9 +327,9 @@ def parsed_with_command(*arguments):
     ("arguments", "message"),
     [
         ([], "--output is missing"),
-        (["--output", "x", "--steps", "0"], "must be at least 1"),
+        (["--output", "x", "--steps", "0"], "must be a whole number of at least 1"),
         (["--output", "x", "--profile", "h100"], "invalid choice: 'h100'"),
-        (["--output", "x", "--save-steps", "-1"], "must be 0 or more"),
+        (["--output", "x", "--save-steps", "-1"], "must be a whole number of"),
         (
             ["--output", "x", "--trainer", "stock", "--lever", "packing=false"],
             "fast settings",
@@ -346,20 +351,20 @@ def test_levers_are_named_and_typed():
         "--lever",
         "attention=sdpa",
     ]
-    found = run.fast_config(options.parse(["--output", "x", *given]))
+    found = options.fast_config(options.parse(["--output", "x", *given]))
     assert (found.token_budget, found.packing, found.attention) == (512, False, "sdpa")
     with pytest.raises(ValueError, match="--lever speed=9: give NAME=VALUE.*packing"):
-        run.fast_config(options.parse(["--output", "x", "--lever", "speed=9"]))
+        options.fast_config(options.parse(["--output", "x", "--lever", "speed=9"]))
 
 
 def test_a_file_of_pairs_that_is_none_is_refused_with_its_line(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": []}\n{"prompt"\n')
     with pytest.raises(ValueError, match=r"pairs.jsonl, line 2 is not JSON"):
-        run.read_json_lines(path)
+        reading.read_json_lines(path)
     path.write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1 is not an object"):
-        run.read_json_lines(path)
+        reading.read_json_lines(path)
     missing = ["--output", "x", "--pairs-file", str(tmp_path / "none.jsonl")]
     with pytest.raises(FileNotFoundError, match="There is no file .*none.jsonl"):
         options.choose_profile(options.parse(missing))
@@ -401,4 +406,4 @@ def test_what_fsdp_cannot_do_is_refused(environment, arguments, message, monkeyp
     if asked.sixteen_bit:
         profile = profiles.replace(profile, nf4=False)
     with pytest.raises(ValueError, match=message):
-        run.require_fsdp_to_fit(asked, profile)
+        preparing.require_fsdp_to_fit(asked, profile)
