@@ -8,8 +8,9 @@ from course_utils.setup.profiles import is_hub_id
 from course_utils.training import resilience
 
 SETTINGS = "settings.json"
-# What may change: then the losses are the same to rounding, not bit for bit.
-_TO_ROUNDING = ("trainer", "fast_config", "processes")
+# What may change: then the losses are the same to rounding, not bit for bit. So may
+# the fast trainer's levers, in "fast_config".
+_TO_ROUNDING = ("trainer", "processes")
 _OUTCOMES = (SETTINGS, "run.json", "adapter_model.safetensors")
 _SMALL_FILE = 64 * 2**20  # bytes up to which a file is hashed as a whole
 _SAMPLES, _SAMPLE_BYTES = 256, 4096
@@ -135,13 +136,23 @@ def _require_checkpoint_of(settings, checkpoint):
             f"--adapter {checkpoint} and another --output."
         )
     _require_same(before, settings, checkpoint)
-    for name in _TO_ROUNDING:
-        old, new = before.get(name), settings.get(name)
-        if old != new:
-            print(
-                f"{name} {_shown(old)} -> {_shown(new)} since {Path(checkpoint).name}: "
-                "from here on losses are the same to rounding, not bit for bit."
-            )
+    changed = [
+        f"{name} {_shown(before.get(name))} -> {_shown(settings.get(name))}"
+        for name in _TO_ROUNDING
+        if before.get(name) != settings.get(name)
+    ]
+    old, new = before.get("fast_config"), settings.get("fast_config")
+    if old and new:
+        changed += [
+            f"lever {name} {_shown(old.get(name))} -> {_shown(value)}"
+            for name, value in new.items()
+            if old.get(name) != value
+        ]
+    if changed:
+        print(
+            f"{', '.join(changed)} since {Path(checkpoint).name}: from here on losses "
+            "are the same to rounding, not bit for bit."
+        )
 
 
 def _require_same(before, settings, where):
@@ -149,7 +160,8 @@ def _require_same(before, settings, where):
     changed = [
         f"{name} {_shown(before.get(name))} -> {_shown(settings.get(name))}"
         for name in sorted(before.keys() | settings.keys())
-        if before.get(name) != settings.get(name) and name not in _TO_ROUNDING
+        if before.get(name) != settings.get(name)
+        and name not in (*_TO_ROUNDING, "fast_config")
     ]
     if changed:
         raise ValueError(
