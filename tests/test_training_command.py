@@ -376,6 +376,22 @@ def test_ctrl_c_says_what_is_kept(
     assert not (out / ".lock").exists() and not (out / ".unfinished").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_ctrl_c_in_an_import_ends_in_words():
+    """numpy, imported by torch, makes a RecursionError of the KeyboardInterrupt."""
+    script = (
+        "import signal, time\n"
+        "from course_utils.training import lost\n"
+        "with lost.end_in_words_on_ctrl_c('Stopped.', 130):\n"
+        "    try:\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    except BaseException as error:\n"
+        "        raise RecursionError from error\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert (ended.returncode, ended.stderr) == (130, b"Stopped.\n")
+
+
 def test_a_bug_shows_its_traceback(asked, command_here, monkeypatch, tmp_path):
     def bug(job):
         torch.zeros(2).view(3)
@@ -497,7 +513,7 @@ def test_a_process_that_waits_in_a_library_ends_when_told(tmp_path):
     script = (
         "import torch\n"
         "from course_utils.training import lost\n"
-        "lost.end_in_words_when_told('ended: go on with --resume')\n"
+        "lost.end_in_words_on_sigterm('ended: go on with --resume')\n"
         "print('ready', flush=True)\n"
         "a = torch.randn(9000, 9000)\n"
         "a @ a @ a @ a\n"

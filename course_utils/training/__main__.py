@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"command with --resume: it goes on from the last whole checkpoint in "
             f"{asked.output}."
         )
-        lost.end_in_words_when_told(message)
+        lost.end_in_words_on_sigterm(message)
         try:
             status = _train(asked, rank)
         except RuntimeError as error:
@@ -54,14 +54,18 @@ def _train(asked, rank):
     main_process = rank == "0"
     try:
         try:
-            profile, reason = options.choose_profile(asked)
-            print(f"profile {profile.name}: {reason}", flush=True)
-            # Variables that the libraries read when they are imported.
-            os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-            quiet.hide_library_chatter()
-            if not profile.needs_hub:
-                profiles.stay_offline()
-            return _run(asked, profile, rank)
+            stopped = "Stopped before anything began." if main_process else ""
+            with lost.end_in_words_on_ctrl_c(stopped, STOPPED):
+                profile, reason = options.choose_profile(asked)
+                print(f"profile {profile.name}: {reason}", flush=True)
+                # Variables that the libraries read when they are imported.
+                os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+                quiet.hide_library_chatter()
+                if not profile.needs_hub:
+                    profiles.stay_offline()
+                from course_utils.training import run
+            with run.prepared(asked, profile) as job:
+                return _run(run, job, asked, rank)
         except (ValueError, OSError) as error:
             if main_process:  # all of them met it
                 _say(" ".join(str(error).split()))
@@ -72,28 +76,28 @@ def _train(asked, rank):
         return STOPPED
 
 
-def _run(asked, profile, rank):
-    """The exit status. Raises what went wrong before training, if it can be said."""
+def _run(run, job, asked, rank):
+    """The exit status of the training itself. run: the module, imported late."""
     from accelerate import PartialState
 
     from course_utils.training import resilience
-    from course_utils.training.run import prepared, train
 
-    with prepared(asked, profile) as job:
-        try:
-            train(job)
-            PartialState().destroy_process_group()  # if there are several processes
-        except (resilience.NotFinite, resilience.OutOfMemory, OSError) as error:
-            # Not every process may have met it, so this one speaks for itself.
+    failures = resilience.NotFinite, resilience.OutOfMemory, resilience.DiskFull
+    # Not every process may have met it, so this one speaks for itself.
+    try:
+        run.train(job)
+        PartialState().destroy_process_group()  # if there are several processes
+        return 0
+    except failures as error:
+        _say(f"process {rank}: {error}")
+    except OSError as error:
+        _say(f"process {rank}: {error}. {_kept(asked)}")
+    except ValueError as error:
+        if _is_our_own(error):
             _say(f"process {rank}: {error}")
-            return 1
-        except ValueError as error:
-            if not _is_our_own(error):
-                traceback.print_exc()
-            else:
-                _say(f"process {rank}: {error}")
-            return 1
-    return 0
+        else:
+            traceback.print_exc()
+    return 1
 
 
 def _is_our_own(error):

@@ -152,6 +152,11 @@ def _named_step(checkpoint):
 
 def _broken_state(path):
     """What is wrong with a file of torch.save, in words, or ""."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # bare pickles and older formats
+            return (
+                f"{path.name} cannot be read: it is no zip file, as torch.save writes"
+            )
     if path.name == ARGUMENTS:  # a pickled object, which is looked at and not loaded
         try:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)

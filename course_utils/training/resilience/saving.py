@@ -169,8 +169,7 @@ def _no_room(folder, what, needs, done):
     free = shutil.disk_usage(folder).free
     return (
         f"No room for {what}: {takes}the disk of {folder} has {free / GIB:.2f} GiB "
-        f"free; {done}. {_kept(folder)} Free some space first, or set a smaller "
-        "save_total_limit."
+        f"free; {done}. {_kept(folder)} Free some space first."
     )
 
 
