@@ -19,6 +19,8 @@ from peft import LoraConfig  # noqa: E402
 from tiny_llama import TEXTS, tiny_model, tiny_tokenizer  # noqa: E402
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 
+from course_utils.training import resilience  # noqa: E402
+
 STEPS, SAVE_STEPS = 6, 2
 WORDS = " ".join(TEXTS).split()
 
@@ -95,4 +97,5 @@ if __name__ == "__main__":
         return inner(*arguments)
 
     trainer.training_step = dying
-    trainer.train()
+    with resilience.watched(trainer):
+        trainer.train()
