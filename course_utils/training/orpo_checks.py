@@ -5,9 +5,10 @@ import logging
 import math
 
 import numpy as np
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from course_utils.chat.untrained import untrained_token_ids
+from course_utils.training.orpo_config import ORPOConfig
 from course_utils.training.orpo_rows import Lengths
 
 ENOUGH_PAIRS = 200  # 95 % interval of an accuracy: at most 0.07 to either side
@@ -18,10 +19,20 @@ LOW_RATES = {"an adapter": 5e-5, "all weights": 2e-6}
 logger = logging.getLogger(__name__)
 
 
-def report_lengths(lengths: dict[str, Lengths], speaking: bool) -> None:
+def padding_value(args: ORPOConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token id to pad with. Raises: ValueError if neither names one."""
+    value = args.padding_value
+    value = tokenizer.pad_token_id if value is None else value
+    if value is None:
+        raise ValueError(
+            "The tokenizer has no pad token: set tokenizer.pad_token (a reserved "
+            "token, not the end token), or padding_value in ORPOConfig."
+        )
+    return value
+
+
+def report_lengths(lengths: dict[str, Lengths]) -> None:
     """Log how long the pairs are, and warn of cut answers and small evaluation sets."""
-    if not speaking:
-        return
     for name, found in lengths.items():
         cut = found.chosen_cut.any() or found.rejected_cut.any()
         logger.log(logging.WARNING if cut else logging.INFO, str(found))
@@ -124,8 +135,9 @@ class StillnessCheck(TrainerCallback):
             return model.get_input_embeddings().weight.requires_grad
         adapter = model.peft_config[model.active_adapter]
         rows = getattr(adapter, "trainable_token_indices", None) or []
-        rows = sum(rows.values(), []) if isinstance(rows, dict) else rows
-        return token_id in rows or bool(getattr(adapter, "modules_to_save", None))
+        tables = rows.values() if isinstance(rows, dict) else [rows]
+        trained = any(token_id in table for table in tables)
+        return trained or bool(getattr(adapter, "modules_to_save", None))
 
 
 def change_of_halves(values: list[float]) -> tuple[float, float]:

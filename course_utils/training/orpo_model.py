@@ -20,6 +20,11 @@ def prepare_model(
     peft_config: a peft.PeftConfig for a fresh adapter.
     Raises: ValueError or TypeError that says what to change.
     """
+    if not isinstance(args, ORPOConfig):
+        found = f"{type(args).__module__}.{type(args).__name__}"
+        raise TypeError(
+            f"args must be a course_utils.training.ORPOConfig, got {found}."
+        )
     set_seed(args.seed)  # an adapter begins with random numbers
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(

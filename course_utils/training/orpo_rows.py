@@ -6,21 +6,24 @@ columns `chat_template_kwargs` and `tools`.
 
 import json
 import logging
-import os
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jinja2
 import numpy as np
-import torch
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from course_utils.chat.tokens import IGNORE_INDEX, tokenize_pair, tokenize_texts
+from course_utils.training.orpo_batches import (
+    NO_ANSWER,
+    PADDING,
+    SIDES,
+    has_answer,
+    no_room,
+)
+from course_utils.training.orpo_config import ORPOConfig
 
-SIDES = ("chosen", "rejected")
-PADDING = {"input_ids": None, "attention_mask": 0, "labels": IGNORE_INDEX}
 LISTED = 5  # rows that an error names
 logger = logging.getLogger(__name__)
 
@@ -47,8 +50,8 @@ class Lengths(NamedTuple):
             for values in [getattr(self, part)]
         )
         return (
-            f"{self.name}: {len(self.prompt)} pairs; tokens, median (longest): {sizes}. "
-            f"max_length {self.max_length} cuts {self.chosen_cut.sum()} chosen and "
+            f"{self.name}: {len(self.prompt)} pairs; tokens, median (longest): {sizes};"
+            f" max_length {self.max_length} cuts {self.chosen_cut.sum()} chosen and "
             f"{self.rejected_cut.sum()} rejected answers, which lose their end token."
         )
 
@@ -56,10 +59,8 @@ class Lengths(NamedTuple):
 def tokenize_rows(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    args: ORPOConfig,
     name: str = "train_dataset",
-    refuse_prompt_twice: bool = True,
-    num_proc: int | None = None,
 ) -> tuple[Dataset | IterableDataset, Lengths | None]:
     """Token ids and labels of every row, with TRL's names, and how long they are.
 
@@ -69,41 +70,37 @@ def tokenize_rows(
         while it is read, and has no Lengths.
     Raises: ValueError that names the faulty rows and what to do.
     """
-    settings = {"tokenizer": tokenizer, "max_length": max_length}
+    settings = {"tokenizer": tokenizer, "max_length": args.max_length}
     if isinstance(dataset, IterableDataset):
         return dataset.map(
             _tokenize_or_raise,
             with_indices=True,
             remove_columns=dataset.column_names,
-            fn_kwargs=settings | {"name": name, "strict": refuse_prompt_twice},
+            fn_kwargs=settings | {"name": name, "strict": args.refuse_prompt_twice},
         ), None
-    rows = dataset.map(
-        _tokenize,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        fn_kwargs=settings,
-        num_proc=num_proc,
-        desc=f"Tokenizing {name}",
-    )
+    with PartialState().main_process_first():
+        rows = dataset.map(
+            _tokenize,
+            remove_columns=dataset.column_names,
+            fn_kwargs=settings,
+            num_proc=args.dataset_num_proc,
+            desc=f"Tokenizing {name}",
+        )
     _raise_problems(rows, name)
-    if refuse_prompt_twice:
+    if args.refuse_prompt_twice:
         _raise_prompts_counted_twice(rows, name)
     answers = [
         np.array([len(row) - row.count(IGNORE_INDEX) for row in rows[f"{side}_labels"]])
         for side in SIDES
     ]
-    lengths = Lengths(
-        name,
-        max_length,
-        np.array([len(ids) for ids in rows["prompt_input_ids"]]),
-        *answers,
-        *(np.array(rows[f"{side}_cut"], dtype=bool) for side in SIDES),
-    )
+    prompts = np.array([len(ids) for ids in rows["prompt_input_ids"]])
+    cut = [np.array(rows[f"{side}_cut"], dtype=bool) for side in SIDES]
     extra = ["problem", "repeats_prompt", *(f"{side}_cut" for side in SIDES)]
+    lengths = Lengths(name, args.max_length, prompts, *answers, *cut)
     return rows.remove_columns(extra), lengths
 
 
-def _tokenize(row, number, tokenizer, max_length):
+def _tokenize(row, tokenizer, max_length):
     """The columns of a tokenised row, and what is wrong with it."""
     out = {"problem": "", "repeats_prompt": "", "prompt_input_ids": []}
     for side in SIDES:
@@ -134,7 +131,7 @@ def _tokenize(row, number, tokenizer, max_length):
 
 
 def _tokenize_or_raise(row, number, tokenizer, max_length, name, strict):
-    out = _tokenize(row, number, tokenizer, max_length)
+    out = _tokenize(row, tokenizer, max_length)
     problem = out.pop("problem")
     repeats = out.pop("repeats_prompt")
     if problem or (strict and repeats == "certain"):
@@ -224,7 +221,7 @@ def _repeats_prompt(pair, tokenizer):
         last = prompt[-1]
         asked = last["role"] != "assistant" and all(last in each for each in answers)
         return "certain" if asked else ""
-    common, text = os.path.commonprefix(answers), prompt.strip()
+    common, text = answers[0][: _common(*answers)], prompt.strip()
     if not text or text not in common:
         return ""
     special = any(token in common for token in tokenizer.all_special_tokens)
@@ -269,58 +266,6 @@ def _raise_problems(rows, name):
     )
 
 
-NO_ANSWER = "no token of the"
-
-
-def has_answer(labels) -> bool:
-    """Is a token after the first scored? Nothing predicts the first."""
-    return any(label != IGNORE_INDEX for label in labels[1:])
-
-
-def no_room(length: int, side: str) -> str:
-    """What is wrong with a row of `length` tokens whose answer has no scored token."""
-    return (
-        f"{NO_ANSWER} {side} answer is left to score. Its prompt probably fills "
-        f"max_length ({length} tokens in all), and TRL would compute NaN. Drop such "
-        "rows (chat.check_pairs), or raise max_length."
-    )
-
-
 def shown(numbers: list[int]) -> str:
     """Row numbers for an error: the first five."""
     return ", ".join(map(str, numbers[:LISTED])) + (", ..." if numbers[LISTED:] else "")
-
-
-# ---- batches ----
-
-
-@dataclass
-class PairCollator:
-    """Pads rows on the right: (B, T) tensors, T the longest of either side.
-
-    Raises: ValueError if a row has no answer to score.
-    """
-
-    pad_token_id: int
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        batch = {}
-        for side in SIDES:
-            for number, row in enumerate(rows):
-                labels = row[f"{side}_labels"]
-                if not has_answer(labels):
-                    text = no_room(len(labels), side)
-                    raise ValueError(f"row {number} of a batch: {text}")
-            for key, padding in PADDING.items():
-                batch[f"{side}_{key}"] = pad_sequence(
-                    [torch.tensor(row[f"{side}_{key}"]) for row in rows],
-                    batch_first=True,
-                    padding_value=self.pad_token_id if padding is None else padding,
-                )
-        return batch
-
-
-def both_sides(batch: dict, key: str, padding: int) -> torch.Tensor:
-    """(2B, T): the chosen rows of a padded batch, and below them the rejected ones."""
-    rows = [*batch[f"chosen_{key}"], *batch[f"rejected_{key}"]]
-    return pad_sequence(rows, batch_first=True, padding_value=padding)

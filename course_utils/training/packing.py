@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from course_utils.chat.tokens import IGNORE_INDEX
-from course_utils.training.orpo_rows import no_room
+from course_utils.training.orpo_batches import no_room
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,9 @@ Trainer's own.
 
 The loss is a sum over pairs: a pair's NLL is weighted by 1 / (tokens in the NLL of its
 micro-batch), its preference term by 1 / (pairs in its micro-batch), and the Trainer
-divides by the number of micro-batches, as it does for ORPOTrainer. So rows may mix pairs of
-different micro-batches, and each row can go through forward and backward alone.
+divides by the number of micro-batches, as it does for ORPOTrainer. So rows may mix
+pairs of different micro-batches, and each row can go through forward and backward
+alone.
 """
 
 import contextlib
