@@ -25,10 +25,10 @@ from fast_harness import (
 from peft import LoraConfig, get_peft_model
 from tiny_llama import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from trl.experimental.orpo import ORPOTrainer
+from trl_orpo import trl_orpo
 
 from course_utils.models import memory
-from course_utils.training import packing
+from course_utils.training import ORPOTrainer, packing
 from course_utils.training.fast import (
     FastTrainingConfig,
     PackedORPOTrainer,
@@ -113,8 +113,14 @@ def synchronisations(trainer):
 def test_a_step_fetches_nothing_from_the_device(tmp_path):
     assert synchronisations(packed_trainer(tmp_path)) == 0
     off = FastTrainingConfig(deferred_metrics=False)
-    assert synchronisations(packed_trainer(tmp_path, fast_config=off)) == 22
-    theirs = make_trainer(ORPOTrainer, tmp_path, peft_config=lora())
+    # fourteen metrics of two micro-batches
+    assert synchronisations(packed_trainer(tmp_path, fast_config=off)) == 28
+
+
+def test_a_step_of_the_plain_trainer_fetches_nothing_either(tmp_path):
+    plain = make_trainer(ORPOTrainer, tmp_path, peft_config=lora())
+    assert synchronisations(plain) == 0
+    theirs = make_trainer(trl_orpo().ORPOTrainer, tmp_path, peft_config=lora())
     assert synchronisations(theirs) >= 22  # eleven metrics of two micro-batches
 
 
@@ -144,7 +150,7 @@ def test_a_training_that_fails_leaves_the_model_as_it_was(tmp_path):
     def fail(*args):
         raise RuntimeError("as in a full memory")
 
-    trainer.odds_ratio_loss = fail
+    trainer._row_loss = fail
     with pytest.raises(RuntimeError, match="full memory"):
         trainer.train()
     assert trainer.model.config._attn_implementation == "sdpa"

@@ -1,10 +1,11 @@
-"""A pair as token ids and labels: split, completed and cut as TRL 1.16 does."""
+"""A pair of messages as token ids and labels, the same as TRL 1.16's ORPOTrainer.
+
+Knows: how TRL splits, appends and cuts.
+Does not know: whether a pair is any good (`pairs`), which loss reads it (`loss_view`).
+"""
 
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
 
@@ -43,19 +44,14 @@ def _labels(input_ids, answer_ids):
     return [IGNORE_INDEX] * (len(input_ids) - len(answer_ids)) + answer_ids
 
 
-def tokenize_pair(
-    tokenizer: PreTrainedTokenizerBase,
-    pair: dict,
-    max_length: int,
-    **template_arguments: Any,
-) -> TokenizedPair:
-    """Tokenise a pair of messages as TRL 1.16's ORPOTrainer does.
+def tokenize_pair(tokenizer, pair, max_length, **template_arguments):
+    """Tokenise a pair as TRL 1.16's ORPOTrainer does.
 
     tokenizer: with a chat template.
-    pair: {"prompt": [messages], "chosen": [assistant message], "rejected": [assistant
-        message]}; other keys are ignored.
+    pair: {"prompt": [messages], "chosen": [one assistant message], "rejected": [one
+        assistant message]}; other keys are ignored.
     max_length: tokens of prompt and answer together; only the answer is cut.
-    template_arguments: further arguments of the chat template, such as tools.
+    template_arguments: further ones of apply_chat_template, such as tools.
     Returns: TokenizedPair. A prompt of max_length tokens or more leaves no answer.
     Raises: ValueError if prompt and answer cannot be told apart in the tokens.
     """
@@ -63,21 +59,11 @@ def tokenize_pair(
     return tokenize_texts(tokenizer, *texts, max_length)
 
 
-def tokenize_texts(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    with_chosen: str,
-    with_rejected: str,
-    max_length: int,
-) -> TokenizedPair:
-    """Tokenise a pair of texts as TRL 1.16's ORPOTrainer does.
-
-    with_chosen, with_rejected: the prompt followed by either answer.
-    Returns, raises: as tokenize_pair.
-    """
+def tokenize_texts(tokenizer, prompt, chosen, rejected, max_length):
+    """The same of texts: prompt, and prompt and answer together for either side."""
     prompt_ids = _encode(tokenizer, prompt)
-    chosen_head, chosen_ids = _split(prompt_ids, _encode(tokenizer, with_chosen))
-    rejected_head, rejected_ids = _split(prompt_ids, _encode(tokenizer, with_rejected))
+    chosen_head, chosen_ids = _split(prompt_ids, _encode(tokenizer, chosen))
+    rejected_head, rejected_ids = _split(prompt_ids, _encode(tokenizer, rejected))
     _check_same_prompt(chosen_head, rejected_head)
 
     shorter = min(len(chosen_head), len(rejected_head))

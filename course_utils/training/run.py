@@ -21,11 +21,10 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainerCallback
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, models, recorded
 from course_utils.data import mixing
-from course_utils.training import packing, resilience
+from course_utils.training import ORPOConfig, ORPOTrainer, packing, resilience
 from course_utils.training.batches import share
 from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
 
@@ -158,13 +157,19 @@ def prepare(options, profile):
 
 
 def configuration(options, profile, shares):
-    """The ORPOConfig of notebook 04; its steps are set once the pairs are read."""
+    """The ORPOConfig of notebook 04; its steps are set once the pairs are read.
+
+    For --trainer stock it is TRL's. Raises: ModuleNotFoundError where TRL has no ORPO.
+    """
+    config_class = ORPOConfig
+    if options.trainer == "stock":
+        from trl.experimental.orpo import ORPOConfig as config_class
 
     def chosen(name):
         value = getattr(options, name)
         return getattr(profile, name) if value is None else value
 
-    return ORPOConfig(
+    return config_class(
         output_dir=str(options.output),
         learning_rate=chosen("learning_rate"),
         beta=chosen("beta"),
@@ -196,7 +201,7 @@ def configuration(options, profile, shares):
 
 
 def make_trainer(options, profile, model, tokenizer, config, pairs):
-    """A PackedORPOTrainer, or TRL's ORPOTrainer if options.trainer is "stock"."""
+    """The trainer that was asked for: PackedORPOTrainer, ORPOTrainer, or TRL's own."""
     adapter = None
     if options.adapter:
         model = PeftModel.from_pretrained(model, options.adapter, is_trainable=True)
@@ -213,9 +218,12 @@ def make_trainer(options, profile, model, tokenizer, config, pairs):
                 "lm_head": control_ids,
             },
         )
+    kind = {"fast": PackedORPOTrainer, "plain": ORPOTrainer}.get(options.trainer)
+    if kind is None:
+        from trl.experimental.orpo import ORPOTrainer as kind
     fast = options.trainer == "fast"
     extra = {"fast_config": fast_config(options)} if fast else {}
-    trainer = (PackedORPOTrainer if fast else ORPOTrainer)(
+    trainer = kind(
         model,
         config,
         train_dataset=Dataset.from_list(pairs),
@@ -229,7 +237,7 @@ def make_trainer(options, profile, model, tokenizer, config, pairs):
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16,
             reduce_dtype=torch.float32,
-            # TRL takes the log-softmax of what the model returns.
+            # The others take the log-softmax of what the model returns.
             output_dtype=None if fast else torch.float32,
         )
     return trainer
