@@ -8,24 +8,29 @@ from packaging.requirements import Requirement
 
 from course_utils.setup import places
 
+ROOT = places.checkout()
 # What other core dependencies bring along may be imported by them.
 BROUGHT_ALONG = {"pandas", "psutil", "pyyaml", "tqdm"}
 BLOCKER = """
-import importlib.abc, sys
+import importlib.machinery, sys
 
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {fullname}", name=fullname)
+class Without(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        if fullname.split(".")[0] not in BLOCKED:
+            return super().find_spec(fullname, path, target)
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path = [
+    Without if finder is importlib.machinery.PathFinder else finder
+    for finder in sys.meta_path
+]
 """
 
 
 def blocked():
-    project = tomllib.loads(
-        (places.checkout() / "pyproject.toml").read_text(encoding="utf-8")
-    )["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
     course = {Requirement(r).name for r in project["optional-dependencies"]["course"]}
     core = {Requirement(r).name for r in project["dependencies"]}
     assert not course & core and len(core) <= 14
@@ -45,7 +50,7 @@ def test_a_step_runs_without_what_only_the_course_needs():
     assert {"trl", "lm_eval", "matplotlib"} <= names
     code = f"BLOCKED = {names!r}\n" + BLOCKER
     code += f"""
-sys.path[:0] = [{str(places.checkout())!r}, {str(places.checkout() / "tests/helpers")!r}]
+sys.path[:0] = {[str(ROOT), str(ROOT / "tests" / "helpers")]!r}
 import tempfile
 from datasets import Dataset
 from tiny_llama import tiny_model, tiny_tokenizer
@@ -70,7 +75,7 @@ print("trained")
 def test_the_trainers_import_within_a_second_of_transformers():
     code = f"""
 import sys, time
-sys.path.insert(0, {str(places.checkout())!r})
+sys.path.insert(0, {str(ROOT)!r})
 import datasets, peft
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 start = time.process_time()
@@ -84,7 +89,7 @@ print(time.process_time() - start)
 def test_the_package_s_names_come_when_they_are_asked_for():
     code = f"""
 import sys
-sys.path.insert(0, {str(places.checkout())!r})
+sys.path.insert(0, {str(ROOT)!r})
 import course_utils.training as training
 assert not {{"torch", "transformers"}} & set(sys.modules)
 assert set(training.__all__) <= set(dir(training))

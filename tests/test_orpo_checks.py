@@ -24,7 +24,9 @@ def warnings_of(caplog):
 
 @pytest.mark.parametrize("cls", [ORPOTrainer, PackedORPOTrainer])
 def test_a_learning_rate_of_nothing_is_named(tmp_path, caplog, cls):
-    make_trainer(cls, tmp_path, peft_config=lora(), learning_rate=1e-9, beta=2.0, **STILL).train()
+    make_trainer(
+        cls, tmp_path, peft_config=lora(), learning_rate=1e-9, beta=2.0, **STILL
+    ).train()
     (message,) = warnings_of(caplog)
     assert "in 50 steps (200 pairs) the log-odds" in message
     assert "The learning rate was at most 1e-09; an adapter usually needs" in message

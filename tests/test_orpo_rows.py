@@ -94,9 +94,7 @@ def test_a_prompt_counted_twice_is_refused(kind):
     assert len(rows) == 6
 
 
-@pytest.mark.parametrize(
-    "kind", ["templated strings beside a string", "both templated"]
-)
+@pytest.mark.parametrize("kind", [*TWICE][:2])
 def test_one_such_row_is_found_among_good_ones(kind):
     rows = [*GOOD[:3], TWICE[kind][3], *GOOD[4:]]
     with pytest.raises(ValueError, match=r"in 1 of 6 rows \(row 3\) both answers"):
