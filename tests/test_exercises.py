@@ -89,7 +89,8 @@ def test_0_1_agrees_with_the_loss_view():
 @pytest.mark.parametrize(("pairs", "batch", "accumulation"), [(33, 2, 4), (32, 2, 4)])
 def test_4_2_counts_steps_as_the_trainer_does(pairs, batch, accumulation, tmp_path):
     from datasets import Dataset
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    from course_utils.training import ORPOConfig, ORPOTrainer
 
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = "<|reserved_special_token_0|>"

@@ -1,4 +1,4 @@
-"""The runs of the lab's sweep, with TRL's own trainers and the lab's settings.
+"""The runs of the lab's sweep: TRL's SFT and DPO, our ORPO, the lab's settings.
 
 Knows: one run from base to measurement, and which runs there are. Does not know: where
 results are kept (`findings`).
@@ -12,11 +12,11 @@ import torch
 from peft import LoraConfig
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, evaluation, models
 from course_utils.data import mixing, sources
 from course_utils.lab.base import BASE_MODEL, BATCH, MAX_LENGTH, load_base
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 
 def trainer_arguments(learning_rate, steps, seed, output_dir):
@@ -43,7 +43,7 @@ def trainer_arguments(learning_rate, steps, seed, output_dir):
 
 
 def make_trainer(method, model, tokenizer, pairs, beta, lora, arguments, callbacks):
-    """TRL's own trainer for "sft", "dpo" or "orpo". Notebooks spell these calls out."""
+    """The trainer for "sft", "dpo" (both TRL's) or "orpo" (ours, equal to TRL's)."""
     shared = {
         "model": model,
         "processing_class": tokenizer,
@@ -59,7 +59,8 @@ def make_trainer(method, model, tokenizer, pairs, beta, lora, arguments, callbac
     if method == "dpo":
         config = DPOConfig(beta=beta, **arguments)
         return DPOTrainer(args=config, train_dataset=pairs, **shared)
-    config = ORPOConfig(beta=beta, **arguments)
+    # One fault that the lab measures is the prompt counted twice.
+    config = ORPOConfig(beta=beta, refuse_prompt_twice=False, **arguments)
     return ORPOTrainer(args=config, train_dataset=pairs, **shared)
 
 

@@ -36,7 +36,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, help="folder for adapter, checkpoints and run.json")
     add("--resume", action="store_true", help="go on from the last whole checkpoint")
     add("--config-path", choices=CONFIGS, help="print accelerate's config, and end")
-    add("--trainer", choices=("fast", "stock"), default="fast", help="stock: TRL's own")
+    add(
+        "--trainer",
+        choices=("fast", "plain", "stock"),
+        default="fast",
+        help="plain: ORPOTrainer, one pair after the other; stock: TRL's, if there",
+    )
 
     data = parser.add_argument_group("pairs")
     add = data.add_argument
@@ -93,8 +98,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.config_path is None and options.output is None:
         parser.error("--output is missing: the folder for the adapter and checkpoints")
-    if options.trainer == "stock" and options.lever:
-        parser.error("TRL's own trainer has no fast settings: leave --lever out")
+    if options.trainer != "fast" and options.lever:
+        parser.error(f"--trainer {options.trainer} has no fast settings, no --lever")
     return options
 
 

@@ -12,11 +12,10 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, models
 from course_utils.setup.profiles import Profile
-from course_utils.training import resilience
+from course_utils.training import ORPOConfig, ORPOTrainer, resilience
 from course_utils.training.batches import Shares, share
 from course_utils.training.fast import PackedORPOTrainer
 from course_utils.training.options import fast_config
@@ -108,13 +107,19 @@ def prepare(options: Namespace, profile: Profile, config: ORPOConfig, shares: Sh
 
 
 def configuration(options, profile, shares) -> ORPOConfig:
-    """The ORPOConfig of notebook 04; its steps are set once the pairs are read."""
+    """The ORPOConfig of notebook 04; its steps are set once the pairs are read.
+
+    For --trainer stock it is TRL's. Raises: ModuleNotFoundError where TRL has no ORPO.
+    """
+    config_class = ORPOConfig
+    if options.trainer == "stock":
+        from trl.experimental.orpo import ORPOConfig as config_class
 
     def chosen(name):
         value = getattr(options, name)
         return getattr(profile, name) if value is None else value
 
-    return ORPOConfig(
+    return config_class(
         output_dir=str(options.output),
         learning_rate=chosen("learning_rate"),
         beta=chosen("beta"),
@@ -146,7 +151,7 @@ def configuration(options, profile, shares) -> ORPOConfig:
 
 
 def make_trainer(options, profile, model, tokenizer, config, pairs) -> ORPOTrainer:
-    """A PackedORPOTrainer, or TRL's ORPOTrainer if options.trainer is "stock"."""
+    """The trainer that was asked for: PackedORPOTrainer, ORPOTrainer, or TRL's own."""
     adapter = None
     if options.adapter:
         model = _with_adapter(model, options.adapter)
@@ -163,9 +168,12 @@ def make_trainer(options, profile, model, tokenizer, config, pairs) -> ORPOTrain
                 "lm_head": control_ids,
             },
         )
+    kind = {"fast": PackedORPOTrainer, "plain": ORPOTrainer}.get(options.trainer)
+    if kind is None:
+        from trl.experimental.orpo import ORPOTrainer as kind
     fast = options.trainer == "fast"
     extra = {"fast_config": fast_config(options)} if fast else {}
-    trainer = (PackedORPOTrainer if fast else ORPOTrainer)(
+    trainer = kind(
         model,
         config,
         train_dataset=Dataset.from_list(pairs),
@@ -179,7 +187,7 @@ def make_trainer(options, profile, model, tokenizer, config, pairs) -> ORPOTrain
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16,
             reduce_dtype=torch.float32,
-            # TRL takes the log-softmax of what the model returns.
+            # The others take the log-softmax of what the model returns.
             output_dtype=None if fast else torch.float32,
         )
     return trainer

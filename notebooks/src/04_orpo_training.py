@@ -51,7 +51,7 @@ print(f"profile {profile.name}: {reason}")
 # %%
 pd.DataFrame(
     [
-        ("from trl import ORPOTrainer", "from trl.experimental.orpo import …"),
+        ("from trl import ORPOTrainer", "from course_utils.training import …"),
         ("setup_chat_format(…)", "a chat template; no resizing (section 3)"),
         ("evaluation_strategy=", "eval_strategy="),
         ("tokenizer=", "processing_class="),
@@ -67,7 +67,8 @@ pd.DataFrame(
 # %%
 from datasets import Dataset
 from peft import LoraConfig
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 lab_mix = mixing.build()
 columns = ["prompt", "chosen", "rejected"]
@@ -118,7 +119,7 @@ base, tokenizer, control_ids = fresh_lab_model()
 article_strings = lab.count_prompt_twice(lab_pairs, tokenizer)
 article = ORPOTrainer(
     base,
-    settings(60),
+    settings(60, refuse_prompt_twice=False),  # our trainer would refuse these rows
     train_dataset=article_strings,
     processing_class=tokenizer,
     peft_config=ARTICLE_LORA,
@@ -301,19 +302,35 @@ print(
 long = {"role": "user", "content": "What is the river of Marsenmo? " * 40}
 poisoned = lab_pairs.select(range(12)).to_list()
 poisoned[3] = {**poisoned[3], "prompt": [long]}
-poisoned_trainer = ORPOTrainer(
-    fresh_lab_model()[0],
-    settings(2, learning_rate=3e-3, logging_steps=1),
-    train_dataset=Dataset.from_list(poisoned),
-    processing_class=tokenizer,
-    peft_config=ARTICLE_LORA,
-)
-poisoned_trainer.remove_callback(transformers.PrinterCallback)
-poisoned_trainer.train()
-logged = [log["loss"] for log in poisoned_trainer.state.log_history if "loss" in log]
-adapter = [p for n, p in poisoned_trainer.model.named_parameters() if "lora_" in n]
-broken = sum(bool(p.isnan().any()) for p in adapter)
-print(f"logged losses {logged}; tensors with NaN: {broken} of {len(adapter)}")
+
+
+def train_poisoned(trainer_class, config_class):
+    arguments = lab.trainer_arguments(3e-3, 2, 0, "outputs/04/lab")
+    trainer = trainer_class(
+        fresh_lab_model()[0],
+        config_class(**arguments | {"logging_steps": 1}),
+        train_dataset=Dataset.from_list(poisoned),
+        processing_class=tokenizer,
+        peft_config=ARTICLE_LORA,
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    logged = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    adapter = [p for n, p in trainer.model.named_parameters() if "lora_" in n]
+    broken = sum(bool(p.isnan().any()) for p in adapter)
+    print(f"logged losses {logged}; tensors with NaN: {broken} of {len(adapter)}")
+
+
+try:
+    train_poisoned(ORPOTrainer, ORPOConfig)
+except ValueError as error:
+    print("ours:", error)
+try:
+    from trl.experimental import orpo as trl_orpo
+except ModuleNotFoundError:
+    print("TRL's ORPO is not in this version: its result is recorded, not run")
+else:
+    train_poisoned(trl_orpo.ORPOTrainer, trl_orpo.ORPOConfig)
 
 # %% [markdown]
 # The adapter is gone, and the log shows an innocent 0.0, because the trainer filters NaN from its logs.
@@ -550,10 +567,10 @@ from course_utils.setup import profiles
 
 profiles.stay_offline()
 from peft import LoraConfig
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, lab, models
 from course_utils.data import mixing
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 
 def make_trainer(folder):

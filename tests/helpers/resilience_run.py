@@ -17,9 +17,12 @@ profiles.stay_offline()  # before the libraries read their variables
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from tiny_llama import TEXTS, tiny_model, tiny_tokenizer  # noqa: E402
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 
-from course_utils.training import resilience  # noqa: E402
+from course_utils.training import (  # noqa: E402
+    ORPOConfig,
+    ORPOTrainer,
+    resilience,
+)
 
 STEPS, SAVE_STEPS = 6, 2
 WORDS = " ".join(TEXTS).split()
