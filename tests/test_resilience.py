@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
+from trl_orpo import trl_orpo
 
 from course_utils.training import resilience
 from course_utils.training.fast import PackedORPOTrainer
@@ -378,7 +379,9 @@ def with_a_full_prompt(row=9):
 
 
 def test_nan_stops_before_the_weights_are_touched_and_names_the_row(tmp_path):
-    trainer = run.make_trainer(tmp_path, with_a_full_prompt(), save_strategy="no")
+    trainer = run.make_trainer(
+        tmp_path, with_a_full_prompt(), trl_orpo().ORPOTrainer, save_strategy="no"
+    )
     weights = Weights()
     trainer.add_callback(weights)
     with (
@@ -396,7 +399,9 @@ def test_nan_stops_before_the_weights_are_touched_and_names_the_row(tmp_path):
 
 
 def test_unwatched_the_same_row_poisons_the_adapter(tmp_path):
-    trainer = run.make_trainer(tmp_path, with_a_full_prompt(), save_strategy="no")
+    trainer = run.make_trainer(
+        tmp_path, with_a_full_prompt(), trl_orpo().ORPOTrainer, save_strategy="no"
+    )
     trainer.train()
     assert not any(v.isfinite().all() for v in trained_weights(trainer).values())
 

@@ -62,9 +62,12 @@ def make_trainer(folder, rows=None, kind=ORPOTrainer, **changes):
         "disable_tqdm": True,
         "seed": 0,
     }
+    config = ORPOConfig
+    if kind.__module__.startswith("trl."):
+        from trl.experimental.orpo import ORPOConfig as config
     made = kind(
         model=tiny_model(len(tokenizer), hidden_size=32),
-        args=ORPOConfig(**(settings | changes)),
+        args=config(**(settings | changes)),
         train_dataset=Dataset.from_list(rows or pairs()),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]),
