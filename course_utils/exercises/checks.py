@@ -1,8 +1,8 @@
-"""Exercises: their checks, their tested solutions.
+"""Every check, and what helps with it: hints, solutions, quizzes, the map.
 
-Knows: which exercises there are. In a notebook, `checks.mask_prompt(mask_prompt)`
-checks an attempt, and `checks.solution("1.2")` shows a solution.
-Does not know: the notebooks.
+In a notebook, `checks.mask_prompt(mask_prompt)` checks an attempt, `checks.hint("1.2")`
+gives a hint, `checks.solution("1.2")` shows a solution, and `checks.quiz("01")` asks
+five questions.
 """
 
 from course_utils.exercises.comparing import (
@@ -18,7 +18,7 @@ from course_utils.exercises.loading import (
     for_a_t4,
     lora_parameters,
 )
-from course_utils.exercises.mechanism import EXERCISES, solution
+from course_utils.exercises.mechanism import EXERCISES, hint, solution
 from course_utils.exercises.merging import (
     hidden_share,
     mean_kl,
@@ -40,6 +40,7 @@ __all__ = [
     "for_a_t4",
     "furthest_move",
     "hidden_share",
+    "hint",
     "log_odds",
     "lora_parameters",
     "mask_prompt",
