@@ -8,6 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+# How a hunt answers a recipe that does what it always did.
+STILL = "the symptom is still there"
+
 
 class Feedback(AssertionError):
     """What a learner reads about a wrong attempt; Jupyter shows no traceback of it."""
@@ -37,10 +40,18 @@ def expect(condition: object, misconception: str, got: object, expected: object)
 
 
 def returned(attempt: Callable, *arguments: object) -> object:
+    """As `called`, for an attempt that is to return something. Raises: also Wrong."""
+    result = called(attempt, *arguments)
+    why = "the function returns nothing: is there a return?"
+    expect(result is not None, why, None, "a value")
+    return result
+
+
+def called(attempt: Callable, *arguments: object) -> object:
     """The attempt's result for these arguments.
 
-    Raises: Wrong for a function that takes other arguments, stops with an error or
-        returns nothing. Unfinished for one that returns `...`.
+    Raises: Wrong for a function that takes other arguments or stops with an error.
+        Unfinished for one that returns `...`.
     """
     try:
         signature = inspect.signature(attempt)
@@ -56,8 +67,6 @@ def returned(attempt: Callable, *arguments: object) -> object:
         raise Wrong(why, error, f"a value for {_listed(arguments)}") from None
     if result is ...:
         raise Unfinished
-    why = "the function returns nothing: is there a return?"
-    expect(result is not None, why, None, "a value")
     return result
 
 

@@ -33,7 +33,8 @@ class Exercise:
     as a learner would give it. mistakes: {part of its message: wrong answer}. source:
     the solution's text. hints: two texts, the second stronger. minutes, difficulty (1
     to 3) and trains (what it teaches): for the map in notebook 00. recipe: a hunt's
-    faulty function as the notebook gives it; None for an exercise.
+    faulty function as the notebook gives it; None for an exercise. material: makes what
+    a hunt's recipe works on.
     """
 
     number: str
@@ -46,6 +47,7 @@ class Exercise:
     difficulty: int
     trains: str
     recipe: Callable | None = None
+    material: Callable | None = None
 
     @property
     def notebook(self) -> str:
@@ -71,6 +73,7 @@ def exercise(
     trains: str,
     value: bool = False,
     recipe: Callable | None = None,
+    material: Callable | None = None,
 ) -> Callable[[Callable], Callable]:
     """Decorator that registers a check; see `Exercise` for what the arguments mean.
 
@@ -121,6 +124,7 @@ def exercise(
             difficulty,
             trains,
             recipe,
+            material,
         )
         return check
 
@@ -150,6 +154,17 @@ def hint(number: str, which: int | None = None) -> Hint:
         raise ValueError(f"there are hints 1 and 2, and no hint {which!r}.")
     _HINTS_SHOWN[number] = max(which, _HINTS_SHOWN.get(number, 0))
     return Hint(number, which, hints[which - 1])
+
+
+def material(number: str, **settings: object) -> object:
+    """What a hunt's recipe works on; `settings` as its function says, such as a seed.
+
+    Raises: ValueError for an unknown number, or an exercise without material.
+    """
+    found = _find(number)
+    if found.material is None:
+        raise ValueError(f"exercise {number} has no material: its stub says it all.")
+    return found.material(**settings)
 
 
 def _find(number):
