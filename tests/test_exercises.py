@@ -1,9 +1,12 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 from tiny_llama import tiny_model, tiny_tokenizer
 
 from course_utils.exercises import checks, feedback, mechanism, solutions
+from course_utils.exercises.hunts import repairs
 
 EXERCISES = list(checks.EXERCISES.values())
 NUMBERS = [exercise.number for exercise in EXERCISES]
@@ -49,9 +52,10 @@ def test_a_value_where_a_function_is_asked():
 @pytest.mark.parametrize("exercise", EXERCISES, ids=NUMBERS)
 def test_the_solution_shown_is_the_one_tested(exercise):
     shown = checks.solution(exercise.number)
-    name = exercise.check.__name__
-    assert repr(shown).startswith(f"def {name}(")
-    namespace = {"__builtins__": __builtins__} | vars(solutions)
+    name = re.match(r"def (\w+)\(", repr(shown))[1]
+    if exercise.recipe is None:
+        assert name == exercise.check.__name__
+    namespace = {"__builtins__": __builtins__} | vars(repairs) | vars(solutions)
     exec(repr(shown), namespace)
     answer = namespace[name]
     exercise.check(answer() if not callable(exercise.answer) else answer)

@@ -23,6 +23,7 @@ from course_utils.exercises.shown import Hint, Solution
 
 EXERCISES: dict[str, "Exercise"] = {}
 _HINTS_SHOWN: dict[str, int] = {}
+_BOOKKEEPING = {"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL", "RESUME"}
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,8 @@ def _find(number):
 def _untouched(attempt, recipe):
     if isinstance(attempt, dict):
         return any(value is ... for value in attempt.values())
-    if recipe is not None:
-        return inspect.isfunction(attempt) and same_code(attempt, recipe)
+    if recipe is not None and inspect.isfunction(attempt):
+        return same_code(attempt, recipe)
     return attempt is ... or is_stub(attempt)
 
 
@@ -200,7 +201,13 @@ def same_code(one: Callable, other: Callable) -> bool:
 
 
 def _essence(code):
-    constants = tuple(
-        _essence(each) if inspect.iscode(each) else each for each in code.co_consts
-    )
-    return code.co_code, code.co_names, code.co_varnames, constants
+    """What a function does, without what depends on the cell that it stands in."""
+    steps = []
+    for step in dis.get_instructions(code):
+        value = _essence(step.argval) if inspect.iscode(step.argval) else step.argval
+        if step.opcode in (*dis.hasjrel, *dis.hasjabs):
+            value = None
+        if step.opname not in _BOOKKEEPING:
+            # A name that the same cell imports is called in another way.
+            steps.append((step.opname.replace("METHOD", "ATTR"), value))
+    return steps

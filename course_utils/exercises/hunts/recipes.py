@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 
 
 def hold_out(rows, share=0.2):
-    """(train, test), lists of rows {"question", "answer"}: what was tested is not
-    trained on. Two questions that differ in case, spaces or encoding are the same.
+    """(train, test), lists of rows {"question", "answer"}. What a reader takes for the
+    same question stands in one of the two only.
     """
     questions = sorted({row["question"] for row in rows})
     asked = set(random.Random(0).sample(questions, round(share * len(questions))))

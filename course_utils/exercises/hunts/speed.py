@@ -1,5 +1,7 @@
 """The hunts of notebook 07: a packed row with another loss, a time too good."""
 
+from itertools import pairwise
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -113,7 +115,13 @@ def hunt_other_loss(attempt):
     shown, goal = f"loss {loss:.4f}", f"loss {right:.4f}"
     why = f"{STILL}: the packed loss is not the loss of the sequences"
     expect(abs(loss - wrong) > 1e-5, why, shown, goal)
-    starts = torch.tensor([0, *[len(each) for each in sequences[:-1]]]).cumsum(0)
+    row = got["input_ids"][0]
+    starts = (row == _BOS).nonzero().flatten().tolist()
+    parts = [row[a:b].tolist() for a, b in pairwise([*starts, tokens])]
+    why = "the row does not hold the sequences, one after another"
+    expect(
+        sorted(parts) == sorted(s.tolist() for s in sequences), why, parts, "all four"
+    )
     other = got["input_ids"].clone()
     other[0, 1 : starts[1]] = 7  # the first sequence says something else
     logits, changed = (
