@@ -17,7 +17,7 @@ from course_utils import chat, evaluation
 from course_utils.course import notebooks
 from course_utils.data import world
 from course_utils.data.world.messages import user
-from course_utils.exercises import checks, feedback, mechanism
+from course_utils.exercises import checks, feedback, mechanism, overview
 from course_utils.exercises.hunts import recipes
 from course_utils.setup import places
 
@@ -279,6 +279,7 @@ def test_material_is_for_hunts_only():
 
 TEXTS = {path.stem[:2]: path.read_text("utf-8") for path in notebooks.text_files(ROOT)}
 ALL = list(checks.EXERCISES.values())
+WITH_STUB = [each for each in ALL if callable(each.answer) and not each.recipe]
 
 
 def functions_in(text):
@@ -307,10 +308,8 @@ def test_a_notebook_has_its_card_stub_and_solution(exercise):
     assert f'\nchecks.solution("{exercise.number}")' in text
 
 
-@pytest.mark.parametrize("exercise", ALL, ids=lambda each: each.number)
+@pytest.mark.parametrize("exercise", WITH_STUB, ids=lambda each: each.number)
 def test_a_stub_has_the_solutions_arguments(exercise):
-    if not callable(exercise.answer) or exercise.recipe:
-        pytest.skip("a value or a recipe has no stub")
     name = exercise.check.__name__
     cells = notebooks.from_text(TEXTS[exercise.notebook]).cells
     (cell,) = [c.source for c in cells if f"checks.{name}({name})" in c.source]
@@ -348,3 +347,23 @@ def test_the_exercises_of_a_notebook_run_untouched(
     for exercise in ALL:
         if exercise.notebook == number:
             assert f"{exercise.number}: not attempted yet\n" in out
+
+
+@pytest.mark.parametrize("number", sorted(TEXTS))
+def test_cells_of_the_exercises_are_short_and_narrow(number):
+    cells = notebooks.from_text(TEXTS[number]).cells
+    for cell in cells:
+        if cell.cell_type == "code" and "checks." in cell.source:
+            lines = cell.source.splitlines()
+            assert len(lines) <= 40 and max(map(len, lines)) <= 88
+
+
+def test_the_map_has_every_exercise_and_its_markdown():
+    table = checks.exercise_map()
+    assert list(table.index) == sorted(checks.EXERCISES)
+    assert table["kind"].value_counts().to_dict() == {"exercise": 25, "hunt": 8}
+    assert table.loc["7.4", "notebook"] == "07" and table["minutes"].min() >= 5
+    lines = overview.as_markdown(table).splitlines()
+    assert (
+        len(lines) == 2 + len(table) and len({line.count("|") for line in lines}) == 1
+    )

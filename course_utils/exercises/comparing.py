@@ -1,6 +1,7 @@
 """Exercises of notebook 05: seeds, pairs that a comparison needs, benchmark scores."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy import stats
@@ -58,7 +59,7 @@ def _same(got, expected):
         "not the interval": lambda scores: (0.0, 1.0),
     },
 )
-def seed_interval(attempt):
+def seed_interval(attempt: Callable) -> None:
     """(low, high): 95 % interval of the mean of a few seeds' scores."""
     got = as_numbers(returned(attempt, _SEEDS), ("low", "high"))
     expected = solutions.seed_interval(_SEEDS)
@@ -112,7 +113,7 @@ def _needed(changed, difference, z_alpha, z_power):
         "pairs needed": lambda c, d: 10,
     },
 )
-def paired_pairs_needed(attempt):
+def paired_pairs_needed(attempt: Callable) -> None:
     """Pairs for McNemar's test: two-sided 5 %, power 80 %."""
     changed, difference = 0.14, 0.05
     got = as_number(returned(attempt, changed, difference), "pairs")
@@ -180,7 +181,7 @@ def _all_items(way):
         "wrong on these": lambda lls, choices, gold: 1,
     },
 )
-def acc_norm(attempt):
+def acc_norm(attempt: Callable) -> None:
     """lm-eval's acc_norm of one item: 1 or 0."""
     what = "1 if the best choice by length has the index `gold`, else 0"
     got = [as_number(returned(attempt, *item), what) for item in _ITEMS]
@@ -234,7 +235,7 @@ def _rows(groups):
         "not the average": lambda g: 0.3,
     },
 )
-def suite_average(attempt):
+def suite_average(attempt: Callable) -> None:
     """The one number of the Nous suite: mean of groups of means of rows."""
     got = as_number(returned(attempt, _SUITE), "the suite's average")
     expected = solutions.suite_average(_SUITE)

@@ -1,6 +1,7 @@
 """Exercises of notebook 02: rules, prompts of dialogues, counts."""
 
 import copy
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -54,7 +55,7 @@ _ROWS = pd.DataFrame(
         "keeps other rows": "status != 'tie' and not in_gsm8k_train",
     },
 )
-def my_rule(attempt):
+def my_rule(attempt: object) -> None:
     """A rule over the columns of intel-orca, as a string."""
     why = "a rule is a string, a pandas expression over the columns"
     expect(isinstance(attempt, str), why, attempt, "'... and ...'")
@@ -119,7 +120,7 @@ _DIALOGUE = {
         "is there a return": no_return,
     },
 )
-def prompt_of(attempt):
+def prompt_of(attempt: Callable) -> None:
     """The prompt of a multi-turn row: the messages before the answer."""
     row = copy.deepcopy(_DIALOGUE)
     got, expected = returned(attempt, row), _BEFORE
@@ -166,7 +167,7 @@ def prompt_of(attempt):
         "is there a return": no_return,
     },
 )
-def swapped_digits(attempt):
+def swapped_digits(attempt: Callable) -> None:
     """Whether one number becomes the other when two digits change places."""
     what = "do two digits change places?"
     why = "7,958 and 7,985 differ by two digits that changed places"
@@ -226,7 +227,7 @@ def _runs(text, run):
         "is there a return": no_return,
     },
 )
-def similarity(attempt):
+def similarity(attempt: Callable) -> None:
     """Jaccard similarity of the runs of words of two texts."""
     what = "the similarity"
     one, two = "a b c d e f", "a b c d x e f"

@@ -30,7 +30,9 @@ class Unfinished(Exception):
     """The attempt still holds its `...`."""
 
 
-def expect(condition: object, misconception: str, got: object, expected: object):
+def expect(
+    condition: object, misconception: str, got: object, expected: object
+) -> None:
     """Go on if `condition` holds; otherwise name the misconception.
 
     Raises: Wrong.

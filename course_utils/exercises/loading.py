@@ -1,6 +1,7 @@
 """Exercises of notebook 03: bits per weight, LoRA's size, a code, a smaller card."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -42,7 +43,7 @@ _BLOCK = 64
         "is there a return": no_return,
     },
 )
-def bits_per_weight(attempt):
+def bits_per_weight(attempt: Callable) -> None:
     """Bits a weight costs in NF4 with double quantisation."""
     got = as_number(returned(attempt, 64, 256), "the bits of a weight")
     expected = 4 + 8 / 64 + 32 / (64 * 256)
@@ -115,7 +116,7 @@ def _one_matrix(config, rank):
         "LoRA's parameters": lambda c, r: 2 * solutions.lora_parameters(c, r),
     },
 )
-def lora_parameters(attempt):
+def lora_parameters(attempt: Callable) -> None:
     """Trained weights of LoRA of this rank on all seven projections."""
     config = SimpleNamespace(
         hidden_size=4096,
@@ -191,7 +192,7 @@ def _unscaled_means(weights, code):
         "is there a return": no_return,
     },
 )
-def better_code(attempt):
+def better_code(attempt: Callable) -> None:
     """16 ascending values that err less than NF4 on normal weights."""
     nf4 = _nf4()
     got = returned(attempt, _weights(seed=1), nf4.clone())
@@ -245,7 +246,7 @@ _LLAMA3 = SimpleNamespace(
         "is there a return": no_return,
     },
 )
-def for_a_t4(attempt):
+def for_a_t4(attempt: Callable) -> None:
     """Settings of Llama 3 8B that fit a T4 with the same pairs a step."""
     asked = memory.Settings(token_rows=3)
     got = returned(attempt, asked)

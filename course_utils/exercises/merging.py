@@ -1,6 +1,7 @@
 """Exercises of notebook 06: the merge, how far models are apart, what a file holds."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -38,7 +39,7 @@ def _layer():
         "not the merged weight": lambda w, a, b, alpha: w,
     },
 )
-def merged_weight(attempt):
+def merged_weight(attempt: Callable) -> None:
     """W + alpha / r * B A, shapes (out, in), (r, in), (out, r)."""
     weight, lora_a, lora_b = _layer()
     update = lora_b @ lora_a
@@ -83,7 +84,7 @@ def _kl(p_logits, q_logits):
         "not the mean KL": lambda p, q: (p - q).abs().max(),
     },
 )
-def mean_kl(attempt):
+def mean_kl(attempt: Callable) -> None:
     """KL(trained || merged) in nats, mean over tokens, from (tokens, vocabulary)."""
     draw = torch.Generator().manual_seed(1)
     p, q = (2 * torch.randn(4, 6, generator=draw) for _ in range(2))
@@ -122,7 +123,7 @@ def mean_kl(attempt):
         "not what n trials": lambda n: 1 / n,
     },
 )
-def hidden_share(attempt):
+def hidden_share(attempt: Callable) -> None:
     """The share s with (1 - s)^n = 0.05."""
     got = [as_number(returned(attempt, n), "the share") for n in (60, 120)]
     expected = [1 - 0.05 ** (1 / n) for n in (60, 120)]
@@ -168,7 +169,7 @@ def hidden_share(attempt):
         "not llama.cpp's order": lambda w, h: w.flip(0),
     },
 )
-def rotation_order(attempt):
+def rotation_order(attempt: Callable) -> None:
     """Rows i and i + d/2 of each head next to each other."""
     heads, weight = 2, torch.arange(16.0)[:, None] * torch.ones(3)
     expected = [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]

@@ -1,5 +1,7 @@
 """Exercises of notebook 07: padding, and a mask for answers that share their prompt."""
 
+from collections.abc import Callable
+
 import torch
 
 from course_utils.exercises import solutions
@@ -37,7 +39,7 @@ def _held(lengths, batch_size, longest=None):
         "not the share": lambda n, b: 0.5,
     },
 )
-def padding_share(attempt):
+def padding_share(attempt: Callable) -> None:
     """Share of a run's tokens that are padding."""
     got = as_number(returned(attempt, _LENGTHS, 2), "the share")
     expected = 1 - 270 / 340
@@ -104,7 +106,7 @@ def _first_hidden_only(prefix, branches):
         "boolean": lambda p, b: solutions.branch_mask(p, b).float(),
     },
 )
-def branch_mask(attempt):
+def branch_mask(attempt: Callable) -> None:
     """(T, T) bool, True where the row's token may see the column's."""
     prefix, branches = 2, [2, 1, 2]
     expected = solutions.branch_mask(prefix, branches)

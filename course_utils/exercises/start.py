@@ -42,7 +42,7 @@ _CARDS = {
         "missing": {"chosen answer": "NLL + odds"},
     },
 )
-def seen(attempt):
+def seen(attempt: object) -> None:
     """{part of a pair: which loss term sees it}, terms as in chat.loss_view."""
     known = ("none", "NLL", "odds", "NLL + odds")
     expect(isinstance(attempt, dict), "fill in the table", attempt, "{part: terms}")
@@ -90,7 +90,7 @@ def seen(attempt):
         "missing": {_LAPTOP: "cpu"},
     },
 )
-def profile_of(attempt):
+def profile_of(attempt: object) -> None:
     """{machine: profile}, as profiles.choose decides without any override."""
     expect(isinstance(attempt, dict), "fill in the table", attempt, "{machine: name}")
     missing = sorted(set(_FITTING) - set(attempt))

@@ -1,5 +1,7 @@
 """Exercises of notebook 01: odds, labels, gradient."""
 
+from collections.abc import Callable
+
 import torch
 
 from course_utils import orpo
@@ -33,7 +35,7 @@ def _close(got, expected):
         "is there a return": no_return,
     },
 )
-def log_odds(attempt):
+def log_odds(attempt: Callable) -> None:
     """Log-odds (B,) of mean log-probs (B,)."""
     logps = torch.tensor([0.2, 0.5, 0.9]).log()
     expected = orpo.log_odds(logps)
@@ -82,7 +84,7 @@ def log_odds(attempt):
         "input_ids was changed": lambda ids, n: ids[:n].fill_(-100) is None or ids,
     },
 )
-def mask_prompt(attempt):
+def mask_prompt(attempt: Callable) -> None:
     """Labels (T,) of input_ids (T,): -100 on the first prompt_length tokens."""
     input_ids = torch.tensor([11, 12, 13, 14, 15, 16])
     before = input_ids.clone()
@@ -131,7 +133,7 @@ def mask_prompt(attempt):
         "the shape is wrong": lambda c, r: solutions.delta(c, r).mean(),
     },
 )
-def delta(attempt):
+def delta(attempt: Callable) -> None:
     """delta(d) of the gradient (B,), from chosen and rejected log-probs (B,)."""
     chosen = torch.tensor([0.5, 0.9, 0.2]).log()
     rejected = torch.tensor([0.5, 0.2, 0.9]).log()

@@ -1,6 +1,7 @@
 """Exercises of notebook 04: how many pairs, how many steps."""
 
 import math
+from collections.abc import Callable
 
 from course_utils.exercises import solutions
 from course_utils.exercises.feedback import as_number, as_numbers, expect, returned
@@ -34,7 +35,7 @@ def _normal(p, better, z_alpha, z_power):
         "needed": lambda p, q: 10,
     },
 )
-def pairs_needed(attempt):
+def pairs_needed(attempt: Callable) -> None:
     """Pairs to tell accuracy `better` from `base`: two-sided 5 %, power 80 %."""
     got = as_number(returned(attempt, 0.5, 0.6), "pairs from 0.5 to 0.6")
     expected = 194
@@ -79,7 +80,7 @@ def pairs_needed(attempt):
         "a pair of numbers": lambda n, b, a, lr: 124,
     },
 )
-def furthest_move(attempt):
+def furthest_move(attempt: Callable) -> None:
     """(optimizer steps of one epoch, sum of a learning rate falling linearly to 0)"""
     got = returned(attempt, 990, 2, 4, 8e-6)
     steps, move = as_numbers(got, ("steps", "furthest move"))

@@ -507,7 +507,7 @@ checks.solution("1.1")
 
 # %%
 def mask_prompt(input_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
-    """Labels (T,) of `input_ids` (T,), which begin with `prompt_length` prompt tokens."""
+    """Labels (T,) of `input_ids` (T,), whose first `prompt_length` are the prompt."""
     ...
 
 

@@ -923,7 +923,7 @@ print(
 
 # %%
 def padding_share(lengths: list[int], batch_size: int) -> float:
-    """Share of the tokens held that are padding; each batch is padded to its longest."""
+    """Padding as a share of all tokens held; a batch is padded to its longest row."""
     ...
 
 

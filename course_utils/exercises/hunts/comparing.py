@@ -1,5 +1,7 @@
 """The hunt of notebook 05: a difference between methods that nobody finds again."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from course_utils.exercises.feedback import STILL, as_numbers, expect, returned
@@ -59,7 +61,7 @@ def _first_seed(first, second):
     material=trained_twice,
     minutes=20,
     difficulty=3,
-    trains="which noise an interval covers",
+    trains="comparing two methods over seeds",
     hints=(
         "Test the recipe where you know the truth: give it two arrays of the same "
         "method (the material, seeds 1 to 50). How often does its interval hold 0?",
@@ -78,7 +80,7 @@ def _first_seed(first, second):
         "difference, low, high": lambda a, b: (b - a).mean(),
     },
 )
-def hunt_not_found_again(attempt):
+def hunt_not_found_again(attempt: Callable) -> None:
     """(difference, low, high) of two methods, which holds for other seeds."""
     names = ("difference", "low", "high")
     null = [trained_twice(seed=seed) for seed in range(100, 160)]

@@ -4,6 +4,7 @@ import copy
 import functools
 import random
 import unicodedata
+from collections.abc import Callable
 
 from course_utils.data import sources, world
 from course_utils.exercises.feedback import STILL, expect, returned
@@ -69,7 +70,7 @@ def _keys(rows, leave_out=""):
     material=form_rows,
     minutes=20,
     difficulty=2,
-    trains="what makes two questions the same",
+    trains="splitting rows into training and test",
     hints=(
         "Take the material's rows, split them, and sort all questions: print "
         "neighbours that look alike with repr(), and say which list each is in.",
@@ -90,7 +91,7 @@ def _keys(rows, leave_out=""):
         "two lists of rows": lambda rows: rows,
     },
 )
-def hunt_held_out(attempt):
+def hunt_held_out(attempt: Callable) -> None:
     """A split of form rows in which no test question is trained on."""
     rows = form_rows(seed=2)
     got = returned(attempt, copy.deepcopy(rows))
@@ -193,7 +194,7 @@ def judged_rows(seed: int = 1) -> list[dict]:
     material=judged_rows,
     minutes=20,
     difficulty=2,
-    trains="does a column mean what the code reads?",
+    trains="joining sources that were judged in their own ways",
     hints=(
         "Section 9 judges answers source by source. Do that here: for each source, in "
         "what share of the pairs is the chosen answer better than the rejected one?",
@@ -217,7 +218,7 @@ def judged_rows(seed: int = 1) -> list[dict]:
         "a list of pairs": lambda rows: "pairs",
     },
 )
-def hunt_idle_source(attempt):
+def hunt_idle_source(attempt: Callable) -> None:
     """Pairs whose chosen answer is the one that each source's judge preferred."""
     rows = judged_rows(seed=2)
     got = returned(attempt, copy.deepcopy(rows))

@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -124,7 +125,7 @@ def _changed_weights(model, tokenizer, base_folder, folder):
     material=trained,
     minutes=20,
     difficulty=2,
-    trains="what else than weights makes an answer",
+    trains="publishing a folder for strangers",
     hints=(
         "Be the stranger: load the folder with AutoTokenizer and AutoModelForCausalLM, "
         "and compare the prompt's ids, and where writing stops, with the notebook's.",
@@ -141,7 +142,7 @@ def _changed_weights(model, tokenizer, base_folder, folder):
         "other answers": _changed_weights,
     },
 )
-def hunt_rambles_elsewhere(attempt):
+def hunt_rambles_elsewhere(attempt: Callable) -> None:
     """A folder from which a stranger gets the answers that were evaluated."""
     tokenizer = AutoTokenizer.from_pretrained(_BASE)
     chat.use_llama3_chat(tokenizer)

@@ -1,5 +1,6 @@
 """The hunts of notebook 07: a packed row with another loss, a time too good."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -74,7 +75,7 @@ def _one_by_one(sequences):
     material=tiny_sequences,
     minutes=15,
     difficulty=2,
-    trains="what a packed row teaches at its seams",
+    trains="packing sequences into a row",
     hints=(
         "Compare token by token: count the scored tokens of the packed row, and of the "
         "sequences one by one. How many are there too many?",
@@ -92,7 +93,7 @@ def _one_by_one(sequences):
     },
 )
 @torch.no_grad()
-def hunt_other_loss(attempt):
+def hunt_other_loss(attempt: Callable) -> None:
     """A packed row whose loss is that of its sequences one by one."""
     model, sequences = tiny_model(), tiny_sequences(seed=2)
     got = returned(attempt, [sequence.clone() for sequence in sequences])
@@ -214,7 +215,7 @@ def _total(card, steps=10):
     material=Card,
     minutes=15,
     difficulty=2,
-    trains="how to time a card that works ahead",
+    trains="timing a training step",
     hints=(
         "Measure 10, 100 and 1,000 steps of a new card each. Then read the clock once "
         "more after card.synchronize(). What was not counted, and what was too much?",
@@ -231,7 +232,7 @@ def _total(card, steps=10):
         "one number": lambda card: "fast",
     },
 )
-def hunt_too_fast(attempt):
+def hunt_too_fast(attempt: Callable) -> None:
     """Seconds per step of a long training, on cards that compile and work ahead."""
     what = "seconds per step"
     for step in (0.18, 0.05):

@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from collections.abc import Callable
 
 import torch
 from datasets import Dataset
@@ -121,7 +122,7 @@ def _templated_twice(raw):
     material=dialogues,
     minutes=15,
     difficulty=2,
-    trains="what TRL makes of a row",
+    trains="preparing rows for TRL",
     hints=(
         "Do not read the recipe, read what the trainer makes of it: section 3.1 "
         "decodes the labels of a row. Decode the input ids of the same row as well.",
@@ -138,7 +139,7 @@ def _templated_twice(raw):
         "TRL cannot use": lambda raw: {**repairs.to_row(raw), "chosen": 3},
     },
 )
-def hunt_talks_to_itself(attempt):
+def hunt_talks_to_itself(attempt: Callable) -> None:
     """A row from which TRL scores the answer alone, after the entire dialogue."""
     raw = dialogues()
     rows = [returned(attempt, copy.deepcopy(each)) for each in raw]
@@ -224,7 +225,7 @@ def _without_mask(rows, tokenizer):
     material=unpadded_rows,
     minutes=15,
     difficulty=2,
-    trains="which tokens a padded batch teaches",
+    trains="collating a batch",
     hints=(
         "Make a batch of the material's rows, and print for one row every token with "
         "its label. Which token of the answer is not scored?",
@@ -244,7 +245,7 @@ def _without_mask(rows, tokenizer):
         },
     },
 )
-def hunt_never_stops(attempt):
+def hunt_never_stops(attempt: Callable) -> None:
     """A batch in which each answer is scored up to its end, and padding is not."""
     rows, tokenizer = unpadded_rows()
     got = returned(attempt, copy.deepcopy(rows), copy.deepcopy(tokenizer))
