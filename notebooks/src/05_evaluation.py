@@ -905,7 +905,7 @@ def compare_methods(first, second):
 checks.hunt_not_found_again(compare_methods)
 
 # %%
-first, second = checks.material("5.5", seed=5)  # the same method, trained twice
+first, second = checks.material("5.5", seed=4)  # the same method, trained twice
 gain, low, high = compare_methods(first, second)
 print(f"second minus first: {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
 
