@@ -303,13 +303,26 @@ print(
 )
 
 # %% [markdown]
-# ## Exercises
+# ## The exercises and hunts
 #
-# **0.1 · 5 min · ●○○** Fill in which loss term sees each part: `"none"`, `"NLL"`, `"odds"` or `"NLL + odds"`.
+# An **exercise** asks for a few lines that you have just seen the idea of.
+# A **hunt** is a recipe that runs, looks fine and is wrong: you get the symptom, find the cause and repair it.
+# Each notebook ends with some of them and with five questions. All check themselves, without a server.
 
 # %%
 from course_utils.exercises import checks
 
+checks.exercise_map()
+
+# %% [markdown]
+# ## Exercises
+#
+# A check says in words what is not right yet. Stuck? `checks.hint("0.1")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
+# **0.1 · 5 min · ●○○** Fill in which loss term sees each part: `"none"`, `"NLL"`, `"odds"` or `"NLL + odds"`.
+
+# %%
 seen = {
     "prompt of the chosen row": ...,
     "chosen answer": ...,
@@ -336,6 +349,16 @@ checks.profile_of(profile_of)
 
 # %%
 checks.solution("0.2")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("00", answers)
 
 # %% [markdown]
 # ## References

@@ -482,40 +482,68 @@ print(
     f"them {gap['SFT']:.2f} behind the chosen; ORPO ends {gap['ORPO']:.2f} apart"
 )
 
+
 # %% [markdown]
 # What does not follow from this: that the same sizes hold at 8B.
 # The lab shows direction; a 3.5-million-parameter model wants far higher learning rates, and its world is small.
 #
 # ## Exercises
 #
+# A check says in words what is not right yet. Stuck? `checks.hint("1.1")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
 # **1.1 · 5 min · ●○○** Write the log-odds of a mean log-prob. It must survive log-probs of -1e-8.
 
 # %%
-log_odds = ...
+def log_odds(logps: torch.Tensor) -> torch.Tensor:
+    """Log-odds (B,) of answers with mean log-probs `logps` (B,), each below 0."""
+    ...
+
+
 checks.log_odds(log_odds)
 
 # %%
 checks.solution("1.1")
 
+
 # %% [markdown]
-# **1.2 · 10 min · ●●○** Write `mask_prompt(input_ids, prompt_length)`: labels that score the answer only.
+# **1.2 · 10 min · ●●○** Write the labels that score the answer only.
 
 # %%
-mask_prompt = ...
+def mask_prompt(input_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
+    """Labels (T,) of `input_ids` (T,), whose first `prompt_length` are the prompt."""
+    ...
+
+
 checks.mask_prompt(mask_prompt)
 
 # %%
 checks.solution("1.2")
 
+
 # %% [markdown]
-# **1.3 · 10 min · ●●○** Write `delta(chosen_logps, rejected_logps)`, the factor of section 3.
+# **1.3 · 10 min · ●●○** Write the factor $\delta$ of section 3.
 
 # %%
-delta = ...
+def delta(chosen_logps: torch.Tensor, rejected_logps: torch.Tensor) -> torch.Tensor:
+    """Delta (B,) of pairs whose answers have these mean log-probs (B,)."""
+    ...
+
+
 checks.delta(delta)
 
 # %%
 checks.solution("1.3")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("01", answers)
 
 # %% [markdown]
 # ## References

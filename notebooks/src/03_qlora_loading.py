@@ -870,52 +870,84 @@ print(
     f"P(end of turn) is {with_rows:.2f} with trained token rows, {without:.4f} without"
 )
 
+
 # %% [markdown]
 # What does not follow: that NF4 does as little to an 8B model as to the lab's; that is measured where one is loaded.
 #
 # ## Exercises
 #
-# **3.1 · 5 min · ●○○** Write `bits_per_weight(block, second)` of NF4 with double quantisation.
+# A check says in words what is not right yet. Stuck? `checks.hint("3.1")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
+# **3.1 · 5 min · ●○○** What does a weight cost in NF4 with double quantisation?
 
 # %%
-bits_per_weight = ...
+def bits_per_weight(block: int, second: int) -> float:
+    """Bits per weight: `block` weights share a scale, `second` scales a constant."""
+    ...
+
+
 checks.bits_per_weight(bits_per_weight)
 
 # %%
 checks.solution("3.1")
 
+
 # %% [markdown]
-# **3.2 · 10 min · ●●○** Write `lora_parameters(config, rank)`: what LoRA trains on all seven projections of a Llama.
-# Mind that keys and values have fewer heads.
+# **3.2 · 10 min · ●●○** What does LoRA train on all seven projections of a Llama? Mind that keys and values have fewer heads.
 
 # %%
-lora_parameters = ...
+def lora_parameters(config: LlamaConfig, rank: int) -> int:
+    """Trained weights of LoRA of this rank, in all layers."""
+    ...
+
+
 checks.lora_parameters(lora_parameters)
 
 # %%
 checks.solution("3.2")
 
+
 # %% [markdown]
-# **3.3 · 20 min · ●●●** Beat NF4: write `better_code(weights, nf4)`, which returns 16 ascending values with a smaller error on normal weights.
-# It is judged on weights that it has not seen.
+# **3.3 · 20 min · ●●●** Beat NF4: find 16 values with a smaller error on normal weights.
+# They are judged on weights that they have not seen.
 
 # %%
-better_code = ...
+def better_code(weights: torch.Tensor, nf4: torch.Tensor) -> torch.Tensor:
+    """16 ascending values for `weights` (N,) in blocks of 64; `nf4` (16,) is NF4's."""
+    ...
+
+
 checks.better_code(better_code)
 
 # %%
 checks.solution("3.3")
 
+
 # %% [markdown]
-# **3.4 · 10 min · ●●○** Write `for_a_t4(settings)`: the same weights, the same 8 pairs a step and rows of the same length, but so that it fits a T4.
-# It gets `l4` of section 6; `replace` changes a field of it.
+# **3.4 · 10 min · ●●○** The same weights, the same 8 pairs per step and rows of the same length, but so that it fits a T4.
+# `replace` changes a field of the settings, which are `l4` of section 6.
 
 # %%
-for_a_t4 = ...
+def for_a_t4(settings: memory.Settings) -> memory.Settings:
+    """Settings of the same training that fit a T4."""
+    ...
+
+
 checks.for_a_t4(for_a_t4)
 
 # %%
 checks.solution("3.4")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("03", answers)
 
 # %% [markdown]
 # ## References

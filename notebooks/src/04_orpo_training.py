@@ -670,27 +670,117 @@ print(
     f"the mended ones (n = {after.n})"
 )
 
+
 # %% [markdown]
 # ## Exercises
+#
+# A check says in words what is not right yet. Stuck? `checks.hint("4.3")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
 #
 # **4.1 · 10 min · ●●○** How many pairs does it take to see an accuracy of 0.6 against 0.5, two-sided at 5 %, with 80 % power?
 
 # %%
-pairs_needed = ...
+def pairs_needed(base: float, better: float) -> int:
+    """Pairs that tell accuracy `better` from the known accuracy `base`."""
+    ...
+
+
 checks.pairs_needed(pairs_needed)
 
 # %%
 checks.solution("4.1")
 
+
 # %% [markdown]
-# **4.2 · 10 min · ●●○** How far can Adam move a weight in one epoch? Return the steps and the sum of a linearly falling learning rate.
+# **4.2 · 10 min · ●●○** How far can Adam move a weight in one epoch, with a learning rate that falls linearly to 0?
 
 # %%
-furthest_move = ...
+def furthest_move(
+    pairs: int, batch: int, accumulation: int, learning_rate: float
+) -> tuple[int, float]:
+    """(optimizer steps, sum of the steps' learning rates) of one epoch."""
+    ...
+
+
 checks.furthest_move(furthest_move)
 
 # %%
 checks.solution("4.2")
+
+
+# %% [markdown]
+# ## Hunts
+#
+# A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
+# The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
+#
+# **Hunt 4.3 · 15 min · ●●○** "Loss and accuracy are fine from the first step on. In use the model often begins by asking my question again, then answers it."
+# The recipe makes rows for `ORPOTrainer` from a mix whose `chosen` and `rejected` hold entire dialogues.
+
+# %%
+def to_row(raw):
+    """A row for ORPOTrainer. It is to score the last message of `chosen` and of
+    `rejected`, its end of turn included, after all messages before it.
+    """
+    return {
+        "prompt": raw["chosen"][:-1],
+        "chosen": raw["chosen"],
+        "rejected": raw["rejected"],
+    }
+
+
+checks.hunt_talks_to_itself(to_row)
+
+# %%
+raw = checks.material("4.3")
+for name, value in to_row(raw[1]).items():
+    print(name)
+    for message in value:
+        print(f"  {message['role']:10s}{message['content']}")
+
+# %%
+checks.solution("4.3")
+
+
+# %% [markdown]
+# **Hunt 4.4 · 15 min · ●●○** "I wrote my own collator for an SFT run. The loss falls as it should and the answers are right. None of them stops: each runs on to `max_new_tokens`."
+
+# %%
+def collate(rows, tokenizer):
+    """A batch: input_ids, attention_mask, labels, each (B, T). Row: {"input_ids": ids
+    of prompt and answer, "prompt_length": how many of them are the prompt}. The answer
+    is scored up to its end of turn, which is the tokenizer's end token.
+    """
+    tokenizer.pad_token = tokenizer.eos_token
+    ids = [{"input_ids": row["input_ids"]} for row in rows]
+    batch = tokenizer.pad(ids, return_tensors="pt")
+    labels = batch["input_ids"].clone()
+    for label, row in zip(labels, rows, strict=True):
+        label[: row["prompt_length"]] = -100
+    labels[labels == tokenizer.pad_token_id] = -100
+    return {**batch, "labels": labels}
+
+
+checks.hunt_never_stops(collate)
+
+# %%
+rows, row_tokenizer = checks.material("4.4")
+one_batch = collate(rows, row_tokenizer)
+print({name: tuple(value.shape) for name, value in one_batch.items()})
+print("scored tokens per row:", (one_batch["labels"] != -100).sum(1).tolist())
+
+# %%
+checks.solution("4.4")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("04", answers)
 
 # %% [markdown]
 # ## References

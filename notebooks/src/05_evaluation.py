@@ -818,48 +818,112 @@ print(
     f"(n = {shift.n}); pairing is worth {ratio:.1f} times the pairs in a close contest"
 )
 
+
 # %% [markdown]
 # ## Exercises
 #
-# **5.1 · 10 min · ●○○** Three seeds gave three scores. Return the 95 % interval of their mean.
+# A check says in words what is not right yet. Stuck? `checks.hint("5.1")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
+# **5.1 · 10 min · ●○○** Three seeds gave three scores. Find the 95 % interval of their mean.
 
 # %%
-seed_interval = ...
+def seed_interval(scores: list[float]) -> tuple[float, float]:
+    """(low, high): 95 % interval of the mean score over seeds."""
+    ...
+
+
 checks.seed_interval(seed_interval)
 
 # %%
 checks.solution("5.1")
 
+
 # %% [markdown]
-# **5.2 · 15 min · ●●○** How many pairs does a paired comparison need?
-# `changed` is the share of pairs on which the two models will differ, `difference` the true difference; two-sided at 5 %, power 80 %.
+# **5.2 · 15 min · ●●○** How many pairs does a paired comparison need, two-sided at 5 %, with 80 % power?
 
 # %%
-paired_pairs_needed = ...
+def paired_pairs_needed(changed: float, difference: float) -> int:
+    """Pairs, if the models differ on a share `changed` of them, by `difference` net."""
+    ...
+
+
 checks.paired_pairs_needed(paired_pairs_needed)
 
 # %%
 checks.solution("5.2")
 
+
 # %% [markdown]
-# **5.3 · 10 min · ●○○** Write lm-eval's `acc_norm` of one item: arguments `loglikelihoods`, `choices` (texts) and `gold` (index); 1 if the choice likeliest *per character* is the gold one, else 0.
+# **5.3 · 10 min · ●○○** Write lm-eval's `acc_norm` of one item.
 
 # %%
-acc_norm = ...
+def acc_norm(loglikelihoods: list[float], choices: list[str], gold: int) -> int:
+    """1 if the choice that is likeliest per character has the index `gold`, else 0."""
+    ...
+
+
 checks.acc_norm(acc_norm)
 
 # %%
 checks.solution("5.3")
 
+
 # %% [markdown]
-# **5.4 · 10 min · ●●○** The suite's one number. The argument is {group: {row: list of item scores}}; return the mean of the groups, each the mean of its rows.
+# **5.4 · 10 min · ●●○** Write the suite's one number.
 
 # %%
-suite_average = ...
+def suite_average(groups: dict[str, dict[str, list[float]]]) -> float:
+    """Mean of the groups, each the mean of its rows, each the mean of its items."""
+    ...
+
+
 checks.suite_average(suite_average)
 
 # %%
 checks.solution("5.4")
+
+
+# %% [markdown]
+# ## A hunt
+#
+# A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
+# The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
+#
+# **Hunt 5.5 · 20 min · ●●●** "We reported a gain whose interval is clear of 0. A reviewer trained both methods again, with three other seeds, and found nothing. No number was made up, and we did pair the prompts."
+
+# %%
+def compare_methods(first, second):
+    """(difference, low, high): how much better is method `second`, trained again, than
+    `first`, with a 95 % interval? Both are (seeds, prompts) arrays of 0 or 1 from the
+    same prompts.
+    """
+    best_first = first[first.mean(axis=1).argmax()]
+    best_second = second[second.mean(axis=1).argmax()]
+    change = best_second - best_first  # paired: the same prompts
+    half = 1.96 * change.std(ddof=1) / len(change) ** 0.5
+    return change.mean(), change.mean() - half, change.mean() + half
+
+
+checks.hunt_not_found_again(compare_methods)
+
+# %%
+first, second = checks.material("5.5", seed=4)  # the same method, trained twice
+gain, low, high = compare_methods(first, second)
+print(f"second minus first: {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
+
+# %%
+checks.solution("5.5")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("05", answers)
 
 # %% [markdown]
 # ## References

@@ -777,50 +777,116 @@ print(
     + said.get("original base", "")
 )
 
+
 # %% [markdown]
 # ## Exercises
 #
-# **6.1 · 10 min · ●○○** Merge one layer by hand: `merged_weight(weight, lora_a, lora_b, alpha)`,
-# with shapes (out, in), (r, in) and (out, r).
+# A check says in words what is not right yet. Stuck? `checks.hint("6.5")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
+# **6.1 · 10 min · ●○○** Merge one layer by hand.
 
 # %%
-merged_weight = ...
+def merged_weight(
+    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    """Merged weight (out, in) of `weight` (out, in), A (r, in) and B (out, r)."""
+    ...
+
+
 checks.merged_weight(merged_weight)
 
 # %%
 checks.solution("6.1")
 
+
 # %% [markdown]
-# **6.2 · 10 min · ●●○** Write `mean_kl(trained_logits, merged_logits)`: nats, mean over tokens; both are (tokens, vocabulary).
+# **6.2 · 10 min · ●●○** How far is the merged model from the trained one?
 
 # %%
-mean_kl = ...
+def mean_kl(trained_logits: torch.Tensor, merged_logits: torch.Tensor) -> float:
+    """KL in nats, mean over tokens, of logits (tokens, vocabulary)."""
+    ...
+
+
 checks.mean_kl(mean_kl)
 
 # %%
 checks.solution("6.2")
 
+
 # %% [markdown]
-# **6.3 · 10 min · ●●○** All n greedy answers agreed. Write `hidden_share(n)`: the largest share of prompts with another answer that would still give this result in 5 of 100 such trials.
+# **6.3 · 10 min · ●●○** All n greedy answers agreed. Which share of prompts can still have another answer?
 # What is it for the gate's n?
 
 # %%
-hidden_share = ...
+def hidden_share(n: int) -> float:
+    """The largest share with which 5 of 100 trials of n prompts show no difference."""
+    ...
+
+
 checks.hidden_share(hidden_share)
 
 # %%
 checks.solution("6.3")
 
+
 # %% [markdown]
-# **6.4 · 15 min · ●●●** Write `rotation_order(weight, heads)`: the rows of a query matrix (heads × d, in) as llama.cpp wants them.
+# **6.4 · 15 min · ●●●** Bring the rows of a query matrix into llama.cpp's order.
 # transformers rotates row $i$ of a head together with row $i + d/2$; llama.cpp rotates rows $2i$ and $2i + 1$.
 
 # %%
-rotation_order = ...
+def rotation_order(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """`weight` (heads * d, in) with its rows as llama.cpp wants them."""
+    ...
+
+
 checks.rotation_order(rotation_order)
 
 # %%
 checks.solution("6.4")
+
+# %% [markdown]
+# ## A hunt
+#
+# A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
+# The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
+#
+# **Hunt 6.5 · 20 min · ●●○** "In my notebook the model answers and stops. Whoever downloads it gets an answer, then another user's turn, then another answer, without end. The hash of the weights is the same."
+
+# %%
+from transformers import AutoTokenizer
+
+
+def publish(model, tokenizer, base_folder, folder):
+    """Write a folder from which a stranger gets the answers that were evaluated, with
+    `from_pretrained` and `generate` alone. `tokenizer` is the one of the training.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    # Training changed no token, so the base's tokenizer is the right one.
+    AutoTokenizer.from_pretrained(base_folder).save_pretrained(folder)
+
+
+checks.hunt_rambles_elsewhere(publish)
+
+# %%
+tiny, tiny_tokenizer, base_folder = checks.material("6.5")
+publish(tiny, tiny_tokenizer, base_folder, "outputs/06/hunt/published")
+print(sorted(path.name for path in Path("outputs/06/hunt/published").iterdir()))
+
+# %%
+checks.solution("6.5")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("06", answers)
 
 # %% [markdown]
 # ## References

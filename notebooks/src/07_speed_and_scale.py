@@ -916,27 +916,114 @@ print(
     f"lab the losses of 12 steps are {apart:.0e} apart"
 )
 
+
 # %% [markdown]
 # ## Exercises
 #
-# **7.1 · 10 min · ●○○** `padding_share(lengths, batch_size)`: the share of padding if rows are batched as they come.
+# A check says in words what is not right yet. Stuck? `checks.hint("7.3")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
+# **7.1 · 10 min · ●○○** What share of a run is padding, if rows are batched as they come?
 
 # %%
-padding_share = ...
+def padding_share(lengths: list[int], batch_size: int) -> float:
+    """Padding as a share of all tokens held; a batch is padded to its longest row."""
+    ...
+
+
 checks.padding_share(padding_share)
 
 # %%
 checks.solution("7.1")
 
+
 # %% [markdown]
-# **7.2 · 20 min · ●●●** Three answers to one prompt? `branch_mask(prefix, branches)`: a mask for one prefix and any number of branches, given their lengths.
+# **7.2 · 20 min · ●●●** Three answers to one prompt? Write a mask for one prefix and any number of branches.
 
 # %%
-branch_mask = ...
+def branch_mask(prefix: int, branches: list[int]) -> torch.Tensor:
+    """(T, T) bool, True where the row's token may see the column's; lengths given."""
+    ...
+
+
 checks.branch_mask(branch_mask)
 
 # %%
 checks.solution("7.2")
+
+
+# %% [markdown]
+# ## Hunts
+#
+# A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
+# The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
+#
+# **Hunt 7.3 · 15 min · ●●○** "I pack four sequences per row. It is twice as fast, and the loss is a little higher than before, from the very first step. More so if the sequences are short."
+
+# %%
+def pack(sequences):
+    """Several sequences of token ids (T_i,) in one row, for `model(**pack(...))`. The
+    loss must be that of the sequences one by one: the mean over all their tokens.
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    ids = torch.cat(sequences)[None]  # (1, T)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    blocks = [torch.ones(length, length).tril() for length in lengths]
+    mask = torch.block_diag(*blocks).bool()[None, None]  # (1, 1, T, T)
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": mask,
+        "labels": ids.clone(),  # the model shifts them by one
+    }
+
+
+checks.hunt_other_loss(pack)
+
+# %%
+sequences = checks.material("7.3")
+for name, value in pack(sequences).items():
+    print(f"{name:15s}{tuple(value.shape)}")
+
+# %%
+checks.solution("7.3")
+
+
+# %% [markdown]
+# **Hunt 7.4 · 15 min · ●●○** "The longer I measure, the faster my trainer gets: 2.4 s per step, then 0.24, then 0.03. And yet a thousand steps take more than three minutes."
+# The card is make-believe and takes no real time, but it works as a GPU does.
+
+# %%
+def seconds_per_step(card, steps=10):
+    """Seconds of a step in a long training. `card.step()` starts one, `card.clock()`
+    is the time, `card.synchronize()` waits until the card has done all it was given.
+    The first steps compile; after ten at most, a card is as fast as it will be.
+    """
+    start = card.clock()
+    for _ in range(steps):
+        card.step()
+    return (card.clock() - start) / steps
+
+
+checks.hunt_too_fast(seconds_per_step)
+
+# %%
+for steps in (10, 100, 1_000):
+    card = checks.material("7.4", compiled=6)
+    print(f"{steps:5,} steps: {seconds_per_step(card, steps):.3f} s per step")
+
+# %%
+checks.solution("7.4")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("07", answers)
 
 # %% [markdown]
 # ## References
