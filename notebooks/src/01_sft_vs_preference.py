@@ -60,9 +60,8 @@ start = {name: weight.clone() for name, weight in base.state_dict().items()}
 def log_prob(pair, side):
     """Mean log-prob per token of one answer, (1,)."""
     row = chat.tokenize_pair(tokenizer, pair, 256)
-    ids, labels = (
-        torch.tensor([getattr(row, f"{side}_{what}")]) for what in ("input_ids", "labels")
-    )
+    ids = torch.tensor([getattr(row, f"{side}_input_ids")])
+    labels = torch.tensor([getattr(row, f"{side}_labels")])
     return orpo.mean_logps(base(ids).logits, labels)
 
 
@@ -83,8 +82,9 @@ def one_step(pair, loss):
 pairs = [mix.train[i] for i in range(24)]
 moves = np.array([one_step(pair, lambda chosen, _: -chosen) for pair in pairs])
 chosen_moved, rejected_moved = (evaluation.estimate(side) for side in moves.T)
-print(f"SFT, mean over {len(pairs)} pairs, nats per token: chosen {chosen_moved.value:+.3f}")
-print(f"rejected {rejected_moved.value:+.3f}; it rose in {(moves[:, 1] > 0).mean():.0%}")
+print(f"one step of SFT, mean over {len(pairs)} pairs, nats per token:")
+print(f"chosen {chosen_moved.value:+.3f}, rejected {rejected_moved.value:+.3f}")
+print(f"the rejected answer rose in {(moves[:, 1] > 0).mean():.0%} of the pairs")
 
 # %% [markdown]
 # It rises too, because the two answers share most of their words and their voice.
@@ -329,15 +329,15 @@ print(f"largest difference to TRL: {abs(mine - theirs):.1e} nats")
 
 # %%
 def gradient_on_chosen(p_chosen, p_rejected):
-    """Prints δ, the factor 1/(1-P) and their product, the gradient on log P(chosen)."""
+    """Prints δ, the factor 1/(1-P), and minus their product: the gradient."""
     chosen = torch.tensor(p_chosen).log().requires_grad_()
     rejected = torch.tensor(p_rejected).log()
     orpo.odds_ratio_loss(chosen, rejected).sum().backward()
     delta = orpo.gradient_delta(chosen, rejected).detach()
     factor = 1 / (1 - chosen.exp().detach())
     torch.testing.assert_close(chosen.grad, -delta * factor)
-    for numbers in zip(p_chosen, p_rejected, delta, factor, chosen.grad, strict=True):
-        print("P {:.2f} and {:.2f}: δ {:.3f}, 1/(1-P) {:5.2f}, grad {:+.3f}".format(*numbers))
+    for row in zip(p_chosen, p_rejected, delta, factor, chosen.grad, strict=True):
+        print("P {:.2f}, {:.2f}: δ {:.3f}, 1/(1-P) {:5.2f}, grad {:+.3f}".format(*row))
 
 
 gradient_on_chosen([0.10, 0.50, 0.90], [0.10, 0.50, 0.90])
