@@ -197,29 +197,6 @@ def waterfall(ax, report, title):
     return tidy(ax, title, "rows", "")
 
 
-def heat_map(ax, counts, title):
-    """Numbers of a table as shades of grey, written into their cells.
-
-    counts: DataFrame; its rows become the rows of the figure.
-    """
-    top = max(1, counts.to_numpy().max())
-    ax.imshow(counts, cmap="Greys", vmin=0, vmax=top)
-    for (row, column), count in np.ndenumerate(counts.to_numpy()):
-        colour = "white" if count > top / 2 else "black"
-        ax.text(
-            column,
-            row,
-            f"{count:,}",
-            ha="center",
-            va="center",
-            color=colour,
-            fontsize=8,
-        )
-    ax.set_xticks(range(counts.shape[1]), counts.columns, rotation=30, ha="right")
-    ax.set_yticks(range(len(counts)), counts.index)
-    return tidy(ax, title, "near copies in", "pairs of")
-
-
 def chosen_against_rejected(ax, groups, title, xlabel):
     """Two points with 95 % intervals a row: chosen and rejected.
 

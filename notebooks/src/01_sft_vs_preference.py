@@ -475,14 +475,13 @@ plt.show()
 # One run of one seed could be luck. The recorded runs are longer (250 steps), with three seeds and 420 prompts.
 
 # %%
-recorded = recorded.load("lab_findings")
 fig, axes = plt.subplots(1, 3, figsize=(10, 3), dpi=80, sharey=True)
 for ax, name in zip(axes, ("SFT", "ORPO β 0.5", "ORPO β 2"), strict=True):
     curves = [run["curve"] for run in lab.recorded(name)]
     plots.preference_curves(ax, curves, f"{name} (3 seeds, n = 210)")
 plt.tight_layout()
 plt.show()
-print(recorded.caption(recorded))
+print(recorded.caption(recorded.load("lab_findings")))
 
 # %% [markdown]
 # *Figure: recorded log-probs over 250 steps, mean of three seeds with the range as a band. SFT lifts both; ORPO with β 0.5 holds the rejected back; with β 2 the chosen falls below SFT's level, and the rejected far below.*

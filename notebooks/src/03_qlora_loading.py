@@ -12,6 +12,8 @@
 # Section 7 loads the model of your profile; the training runs of sections 8 and 9 use the lab's small one in every profile.
 #
 # **You need** notebook 00, matrices, and the bell curve.
+# Abbreviations are explained in the [glossary](00_start_here.ipynb#glossary).
+# The core path is sections 1, 2, 3, 5, 7 and 8; the parts marked *Optional* can wait.
 
 # %% tags=["colab"]
 import sys
@@ -100,12 +102,14 @@ def lora_linear(x, weight, A, B, alpha):
 # %%
 from peft import LoraConfig, get_peft_model
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
 adapter = LoraConfig(
     r=16,
     lora_alpha=32,
     lora_dropout=0.0,
     task_type="CAUSAL_LM",
-    target_modules=models.LINEAR_LAYERS,  # all seven projections
+    target_modules=ATTENTION + MLP,  # all seven matrices of a Llama layer
 )
 
 # %%
@@ -129,7 +133,7 @@ print(f"PEFT and the formula differ by at most {(theirs - mine).abs().max():.1e}
 
 # %%
 with torch.device("meta"):
-    big_adapter = LoraConfig(r=16, target_modules=models.LINEAR_LAYERS)
+    big_adapter = LoraConfig(r=16, target_modules=ATTENTION + MLP)
     trained = models.parameter_counts(get_peft_model(shape, big_adapter)).trainable
 print(f"trained at 8B: {trained:,} weights, {trained / total:.2%} of all")
 
@@ -137,7 +141,7 @@ print(f"trained at 8B: {trained:,} weights, {trained / total:.2%} of all")
 # %% [markdown]
 # Gradients and AdamW's means are needed for these only.
 #
-# ### Rank and alpha
+# ### Optional: rank and alpha
 #
 # $\alpha$ scales the detour; dividing by $r$ is meant to let one $\alpha$ serve all ranks.
 #
@@ -226,7 +230,7 @@ assert torch.equal(mine, bnb.dequantize_4bit(packed, state))
 print(f"{weights.numel():,} weights in {packed.numel():,} bytes, equal bit for bit")
 
 # %% [markdown]
-# ### Are quantiles a good choice?
+# ### Optional: are quantiles a good choice?
 #
 # Rivals: 16 values in equal steps, and FP4, a float of four bits.
 # The error is the root mean square of what is lost, as a share of the weights' own.
@@ -306,7 +310,7 @@ print(f"least used {used.min():.3f}, most used {used.max():.3f}")
 # No: dividing by the largest of 64 bends the bell curve, and the outer values are seldom used.
 # NF4 is a good code, not the best one; exercise 3.3 beats it.
 #
-# ## 4. The scales cost bits too
+# ## 4. Optional: the scales cost bits too
 #
 # Each block of 64 needs its scale, 32 bits: half a bit a weight.
 # *Double quantisation* stores the scales in 8 bits as well, in blocks of 256 that share one 32-bit constant.
@@ -369,7 +373,7 @@ plt.show()
 # *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's means; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
 
 # %% [markdown]
-# ### AdamW's means in 8 bit, and paged
+# ### Optional: AdamW's means in 8 bit, and paged
 #
 # bitsandbytes can keep the two means in 8 bit, quantised in blocks of 256.
 # *Paged* means lie in memory that the driver moves to the host when the card is full.
@@ -418,7 +422,7 @@ for name, (move, size) in moves.items():
 # A quarter of the bytes, for steps that differ by little.
 # For LoRA that is a fraction of a GiB: paging earns its keep where all weights are trained, or in the last step before a card is full.
 #
-# ## 6. The whole step
+# ## 6. Optional: everything that a step holds
 #
 # Weights are what stays; a step adds what backward needs.
 # Three things grow with the batch: **activations** (each layer's input is kept, the rest computed again: *gradient checkpointing*),
@@ -483,8 +487,13 @@ else:
 
 # %% [markdown]
 # Does it fit your card, and if not, what would help?
+#
+# `memory.fits` adds an allowance to the predicted peak, for CUDA's own context, the kernels' workspaces and gaps between tensors.
+# It is a guess to be safe, not a measurement; so the same run needs a little more here than in the figure.
 
 # %%
+peak = step["TRL, 2 pairs × 4"].peak_gib
+print(f"peak {peak:.1f} GiB + allowance {memory.ALLOWANCE_GIB:.1f} GiB")
 for card in memory.CARDS_GIB:
     print(f"{card}, 2 × 4: {memory.fits(card, llama3_8b, l4)}\n")
 print(f"L4, 8 × 1: {memory.fits('L4', llama3_8b, a100)}")
@@ -643,18 +652,29 @@ lab_held_out = list(lab_mix.evaluation)[:105]
 # The learning rate suits a model of 3.5 million weights; 8B wants one far lower.
 
 # %%
+def lab_base_in_nf4(dtype):
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        lab.BASE_MODEL, dtype=dtype, quantization_config=four_bit
+    )
+
+
+# %%
 def qlora_trainer(
     token_ids,
     learning_rate=3e-3,
     steps=STEPS,
     dtype=torch.float32,
-    layers=models.LINEAR_LAYERS,
+    layers=ATTENTION + MLP,
 ):
     transformers.set_seed(SEED)
     trainer = ORPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(
-            lab.BASE_MODEL, dtype=dtype, quantization_config=models.nf4_config(dtype)
-        ),
+        model=lab_base_in_nf4(dtype),
         args=ORPOConfig(
             beta=0.5,
             learning_rate=learning_rate,
@@ -712,27 +732,27 @@ for name, (end, all_twins, likeliest) in p_end.items():
 
 # %%
 print(recorded.caption(recorded.load("lab_findings")))
-recorded = ["LoRA LR 0.003, β 0.5", "LoRA, chat tokens not trained"]
-for name in recorded:
+compared = ["LoRA LR 0.003, β 0.5", "LoRA, chat tokens not trained"]
+for name in compared:
     ended = [run["sampled"]["ended"] for run in lab.recorded(name)]
     print(f"{name}: sampled answers that end, by seed: {[round(e, 2) for e in ended]}")
-lab.summary(recorded)
+lab.summary(compared)
 
 # %% [markdown]
 # The second run ranks pairs nearly as well, and next to none of its answers is good: they do not stop.
 # Preference accuracy cannot see this fault.
 #
-# ### Which layers?
+# ### Optional: which layers?
 #
-# The article adapts all seven projections; PEFT, if not told, adapts `q_proj` and `v_proj` of a Llama only.
+# The article adapts all seven projections; PEFT's own default adapts `q_proj` and `v_proj` of a Llama only.
 #
 # **Predict.** Attention's four, or the MLP's three: which get further in the same 32 steps?
 
 # %%
 layers = {
-    "all seven": models.LINEAR_LAYERS,
-    "attention": models.LINEAR_LAYERS[:4],
-    "MLP": models.LINEAR_LAYERS[4:],
+    "all seven": ATTENTION + MLP,
+    "attention": ATTENTION,
+    "MLP": MLP,
 }
 by_layers = {}
 for name, targets in layers.items():
@@ -770,7 +790,7 @@ share = rows_trained / trained
 print(f"{rows_trained:,} more trained weights at 8B, {share:.2%} of LoRA's")
 
 # %% [markdown]
-# ## 9. Precision and attention: ask the card
+# ## 9. Optional: precision and attention: ask the card
 #
 # bfloat16 needs compute capability 8.0. `torch.cuda.is_bf16_supported()` also says yes where it is only emulated, so the course asks for the capability.
 #
@@ -808,10 +828,10 @@ for kind in (torch.float32, torch.float16, torch.bfloat16):
 
 # %%
 stuck = {}
-for name, mend in {"as TRL leaves it": False, "mended": True}.items():
+for name, fix in {"as TRL leaves it": False, "fixed": True}.items():
     both = choices["dict: embeddings and head"]
     trainer = qlora_trainer(both, learning_rate=8e-5, steps=5, dtype=torch.bfloat16)
-    if mend:
+    if fix:
         models.keep_trained_in_fp32(trainer.model)
     trained_now = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     rows = next(p for n, p in trained_now.items() if "lm_head" in n)
@@ -870,6 +890,10 @@ print(
 # %% [markdown]
 # What does not follow: that NF4 does as little to an 8B model as to the lab's; that is measured where one is loaded.
 #
+# **Now you can** say what a model needs in memory, load it in NF4, and train chat tokens with LoRA.
+# **Next you need** a training that learns, and to see that it does: notebook 04.
+
+# %% [markdown]
 # ## Exercises
 #
 # **3.1 · 5 min · ●○○** Write `bits_per_weight(block, second)` of NF4 with double quantisation.
