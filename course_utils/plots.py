@@ -3,7 +3,6 @@
 Every function takes an `ax`, draws on it and returns it; the notebook shows it.
 """
 
-import numpy as np
 from matplotlib.patches import Rectangle
 
 # Okabe-Ito colours, distinct for colour-blind readers; line styles repeat the meaning.

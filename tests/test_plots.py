@@ -1,7 +1,6 @@
 """Figures: what is drawn is what was given, in the colours that mean it."""
 
 import matplotlib
-import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 

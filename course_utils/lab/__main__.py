@@ -37,7 +37,9 @@ def main(arguments=None):
     seeds = options.seeds or usual_seeds
     partial = options.only or options.base != BASE_MODEL or seeds != usual_seeds
     if partial and options.out is None:
-        parser.error("these runs are not the entire sweep: name another file with --out")
+        parser.error(
+            "these runs are not the entire sweep: name another file with --out"
+        )
     start = time.perf_counter()
     runs = []
     with (

@@ -46,8 +46,8 @@ def over_seeds(runs, bits):
     """Mean of a yes/no measurement over seeds, with its interval over prompts.
 
     runs: records of one setting, one per seed. bits: function from a run to its string
-    of 0 and 1, one per prompt. The interval is a bootstrap over prompts of each prompt's
-    mean over seeds, so it says how sure we are for other prompts of this kind.
+    of 0 and 1, one per prompt. The interval is a bootstrap over prompts, of each
+    prompt's mean over seeds: it says how sure we are for other prompts of this kind.
     Returns: (Estimate, (lowest seed, highest seed)).
     """
     table = _table(runs, bits)

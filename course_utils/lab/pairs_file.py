@@ -1,6 +1,6 @@
 """The pairs of notebook 08: a part of the lab's mix, in the published mix's columns.
 
-    python -m course_utils.lab.pairs_file notebooks/pairs.jsonl
+python -m course_utils.lab.pairs_file notebooks/pairs.jsonl
 """
 
 import json
