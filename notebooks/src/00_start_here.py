@@ -147,7 +147,12 @@ for card in cards.values():
     print(f"{choice.profile.name:5s} {choice.reason}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Memory decides, and so does precision: a T4 computes no bfloat16.
+#
+# </details>
 #
 # ### To override the choice
 #
@@ -201,8 +206,13 @@ view = chat.show_loss_view(tokenizer, pair, profile.max_length)
 view
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The chosen answer is seen by both terms, the rejected one by the odds ratio alone.
 # The prompt of the chosen row counts for the NLL as well: that is TRL's choice, and notebook 01 proves it.
+#
+# </details>
 #
 # ## 5. One forward pass
 #
@@ -230,9 +240,14 @@ equal = orpo.odds_ratio_loss(logps["chosen"], logps["chosen"])
 print(f"odds-ratio term {term.item():.3f}; at equality {equal.item():.3f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # At equality it is $\log 2 \approx 0.693$.
 # Above that, the model finds the rejected answer likelier; below it, the chosen one.
 # One pair is an anecdote, so here are pairs that no training will see.
+#
+# </details>
 
 # %%
 held_out = list(mix.evaluation)[: profile.at_most(105)]
@@ -268,8 +283,13 @@ else:
     print("would judge four answers; needs the small world: COURSE_DATA=world")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Half of what the lab's base read in pretraining was false or rude, so it mixes voices.
 # How often it is good was measured on 420 held-out prompts, and recorded.
+#
+# </details>
 
 # %%
 from course_utils import recorded

@@ -87,8 +87,13 @@ print(f"chosen {chosen_moved.value:+.3f}, rejected {rejected_moved.value:+.3f}")
 print(f"the rejected answer rose in {(moves[:, 1] > 0).mean():.0%} of the pairs")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # It rises too, because the two answers share most of their words and their voice.
 # SFT cannot keep the rejected answer back, because nothing in its loss mentions it.
+#
+# </details>
 #
 # ### Step 2: compare, and know when to stop
 #
@@ -123,10 +128,15 @@ for chosen, rejected in ((-0.2, -0.5), (-2.2, -2.5)):
     print(f"log P {chosen}, {rejected}: DPO {dpo.item():.3f}, ORPO {full.item():.3f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # DPO's value is the same: its reference says where to *start* measuring, and a small learning rate keeps the model near it.
 # In ORPO the NLL pays for every nat that the chosen answer loses.
 # The NLL is the anchor, so ORPO needs no second model.
 # That is also why ORPO can start from the base: the NLL is SFT, in the same stage.
+#
+# </details>
 #
 # ### Step 4: why odds?
 #
@@ -144,8 +154,13 @@ for p, lp, lo in zip(P, logps, log_odds, strict=True):
     print(f"P {p:.2f}  log P {lp:+.3f}  odds {lo.exp():7.3f}  log-odds {lo:+.3f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # From 0.9 to 0.99 the log-probability hardly moves, and the odds grow elevenfold.
 # The log-odds keep telling apart answers that both look near certain.
+#
+# </details>
 #
 # The **odds ratio** compares the chosen answer with the rejected one,
 # and ORPO's preference term is $-\log\sigma(\log \mathrm{OR})$.
@@ -158,8 +173,13 @@ term = orpo.odds_ratio_loss(equal, equal)
 print(f"term at equal log-probs: {term.item():.6f}, log 2 = {np.log(2):.6f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # $\log 2$: a coin toss, in nats.
 # A run whose preference term stays at 0.693 has not learned to tell the answers apart.
+#
+# </details>
 #
 # ### Odds ratio or probability ratio? The paper's argument
 #
@@ -299,8 +319,13 @@ with torch.no_grad():
         print(f"NLL over {where:17s}: mine {mine:.6f}, TRL {theirs:.6f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Over both: TRL learns to write the user's turn as well, on purpose, while the paper's formula takes the answer alone.
 # Everything else agrees; here is the proof, also for the package's own functions.
+#
+# </details>
 
 # %%
 with torch.no_grad():
@@ -316,6 +341,7 @@ nll = (
 package = orpo.orpo_loss(nll, chosen, rejected, beta=0.1)
 torch.testing.assert_close(package, theirs, atol=1e-5, rtol=1e-5)
 print(f"largest difference to TRL: {abs(mine - theirs):.1e} nats")
+
 
 # %% [markdown]
 # ## 3. What the gradient does
@@ -343,10 +369,15 @@ def gradient_on_chosen(p_chosen, p_rejected):
 gradient_on_chosen([0.10, 0.50, 0.90], [0.10, 0.50, 0.90])
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # All three pairs are level, so δ is one half in each.
 # The factor grows with $P$, and so does the push: where the model is sure of *both* answers, it is pushed hardest.
 # The paper says that the factor amplifies the gradient where the likelihood is *low*; the formula says the opposite.
 # The gradient on the chosen log-prob is negative, so descent raises it.
+#
+# </details>
 #
 # **Predict.** Now the rejected answer stays at $P = 0.8$, and the chosen one improves from 0.1 to 0.99. Does the push grow with the factor, or fall with δ?
 
@@ -354,10 +385,15 @@ gradient_on_chosen([0.10, 0.50, 0.90], [0.10, 0.50, 0.90])
 gradient_on_chosen([0.10, 0.50, 0.80, 0.90, 0.99], [0.80] * 5)
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # It stays between 1 and 5 although the factor becomes 100: δ falls nearly as fast as the factor grows.
 # The product is $-1 / \left((1-P_w) + P_w \frac{1-P_l}{P_l}\right)$, so $P_l$ sets its limit: $P_l/(1-P_l)$, here 4.
 # (At $P_l = 0.5$ the two cancel exactly, and every gradient is −1.)
 # So the term *switches off* only in the log odds ratio; what is left of a push on one log-prob depends on both answers.
+#
+# </details>
 
 # %%
 log_or = torch.linspace(-6, 6, 200)

@@ -120,7 +120,12 @@ adapted = get_peft_model(small, adapter)
 print(f"largest change of a logit: {(adapted(ids).logits - before).abs().max():.1f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # By nothing: training starts exactly at the base. Now with a $B$ that is not zero, against the formula:
+#
+# </details>
 
 # %%
 layer = adapted.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
@@ -173,10 +178,15 @@ steps = pd.DataFrame(
 (steps / steps.loc[8, "alpha 16"]).round(2)
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # In units of the first number: doubling $\alpha$ doubles the step, as a doubled learning rate would.
 # At a fixed $\alpha$ the step shrinks with the root of the rank; at $\alpha = 2r$ it grows with it.
 # A first step is not a run: Schulman and Thinking Machines Lab (2025) found that with $\alpha = 32$ the best learning rate hardly depends on the rank.
 # With $\alpha = 2r$ it would, and whoever compares ranks that way compares learning rates as well.
+#
+# </details>
 #
 # ## 3. NF4: sixteen values for a weight
 #
@@ -297,8 +307,13 @@ by_layer = pd.DataFrame(
 by_layer.pivot(index="layer", columns="projection", values="error").round(3)
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # About 9 % is lost, and the order of the three is that of the normal weights.
 # The dots far above the lines are matrices with heavier tails: one large weight makes its whole block coarse.
+#
+# </details>
 #
 # **Predict.** NF4's values are quantiles, so that each is used equally often, one time in 16 (0.0625). Are they?
 
@@ -307,8 +322,13 @@ used = torch.bincount(indices.flatten(), minlength=16) / indices.numel()
 print(f"least used {used.min():.3f}, most used {used.max():.3f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # No: dividing by the largest of 64 bends the bell curve, and the outer values are seldom used.
 # NF4 is a good code, not the best one; exercise 3.3 beats it.
+#
+# </details>
 #
 # ## 4. Optional: the scales cost bits too
 #
@@ -419,8 +439,13 @@ for name, (move, size) in moves.items():
     )
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # A quarter of the bytes, for steps that differ by little.
 # For LoRA that is a fraction of a GiB: paging earns its keep where all weights are trained, or in the last step before a card is full.
+#
+# </details>
 #
 # ## 6. Optional: everything that a step holds
 #
@@ -470,10 +495,15 @@ plt.show()
 # %% [markdown]
 # *Figure: four stacked bars of predicted peak memory. The fast trainer's is the shortest; TRL's with two pairs at a time stays below an L4's line too; eight pairs go beyond it, mostly by logits; without checkpointing activations fill the bar.*
 #
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # TRL holds the logits of both answers in float32, a half again for the NLL, and a gradient of the same size.
 # Notebook 07's trainer never holds more than a tile of them, and leaves the input embeddings in the CPU's memory.
 # A prediction is worth what its test is worth: on the CPU, the course's tests compare it with what autograd really keeps and what the allocator really hands out.
 # And on a GPU:
+#
+# </details>
 
 # %%
 try:
@@ -778,9 +808,14 @@ versus = evaluation.compare_paired(
 print(f"preferred, MLP against attention: {versus}; one seed")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The gap is in nats per token, on the same held-out pairs for all three.
 # Where the interval of the difference holds 0, this run cannot tell the two halves apart; and the MLP's adapter is twice as large.
 # Thinking Machines found attention alone to lag, even at a higher rank, and the MLP to matter most.
+#
+# </details>
 #
 # In a model like Llama 3 8B the trained token rows cost next to nothing: three rows in two matrices.
 
@@ -808,8 +843,13 @@ for name, capability in capabilities.items():
 print(f"here  {profile.dtype:9s} {attention}: {why}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # float16 has a narrow range: QLoRA's authors warn that some 7B runs fail with it.
 # The first three lines suppose that flash-attn is installed. It is never needed: it compiles for long, and PyTorch's SDPA is fused as well.
+#
+# </details>
 #
 # ### What is trained must not be in 16 bit
 #
@@ -822,9 +862,14 @@ for kind in (torch.float32, torch.float16, torch.bfloat16):
     print(f"{kind!s:15s}", "   ".join(moves))
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # In bfloat16 the step on the larger weight is rounded away: it keeps 8 binary digits, and the step is smaller than the last.
 # So which precision does TRL train in, with a 4-bit base and `bf16=True`?
 # Two runs of five steps at a learning rate for 8B count the numbers that never moved.
+#
+# </details>
 
 # %%
 stuck = {}

@@ -137,8 +137,14 @@ pd.DataFrame(curve.history).set_index("step").round(3)
 print(recorded.caption(recorded.load("ladder")))
 lab.summary(["base, Llama 3 chat", "the article"], record="ladder")
 
+
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # They would not: after all 124 steps, five seeds stand where the base stands.
+#
+# </details>
 #
 # ### A loss that falls is not enough
 #
@@ -179,9 +185,14 @@ plt.show()
 # %% [markdown]
 # *Figure: the trainers' own logs over 124 steps, means of five seeds, for three learning rates. At 8e-6 nothing moves. At 8e-5 the loss falls steadily while accuracy in the batch stays at a coin's one half and the margin at 0. At 3e-3 all three move.*
 #
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # At 8e-5 the model learns to *write* chats: the NLL falls for every answer, chosen or rejected.
 # It does not learn to *prefer*. The loss is nearly all NLL, so it cannot show the difference.
 # **Watch preference accuracy and the log odds ratio on held-out pairs; the loss alone tells you nothing about preferences.**
+#
+# </details>
 #
 # ## 2. Would the article have seen it?
 #
@@ -193,10 +204,14 @@ for n in (10, 210, 800):
     half = np.arange(n) < n // 2
     print(f"{n // 2} of {n}: {evaluation.estimate(half)}")
 
-
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # With ten pairs, nearly anything between a quarter and three quarters is possible.
 # Exercise 4.1 computes how many pairs you need.
+#
+# </details>
 #
 # ## 3. The ladder
 #
@@ -236,9 +251,14 @@ plt.show()
 # %% [markdown]
 # *Figure: recorded preference accuracy and share of good sampled answers for the seven rungs. The first four rungs stay at the base's level; the learning rate of 3e-3 lifts both, β 0.5 and twice the steps add a little each.*
 #
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The learning rate is the rung on which the run begins to move.
 # But does the order of the rungs matter? The chat tokens were trained on a rung where nothing could be learned yet.
 # So take each fix back alone, from the rung `+ β 0.5`:
+#
+# </details>
 
 # %%
 best = runs["+ β 0.5"]
@@ -252,6 +272,7 @@ taken_back = pd.DataFrame(
 )
 order = taken_back["good, sampled"].map(lambda effect: effect.value)
 taken_back.loc[order.sort_values().index].set_index("change")
+
 
 # %% [markdown]
 # The table is ranked by effect on the answers; intervals are over prompts, each compared with itself, means of five seeds.
@@ -286,8 +307,13 @@ count, text = labels_as_text(article)
 print(f"{count} scored tokens:\n{text}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The user's turn is scored as if the assistant had written it.
 # With raw messages the answer alone is scored, and a check proves it for every row.
+#
+# </details>
 
 # %%
 raw_messages = ORPOTrainer(
@@ -392,9 +418,14 @@ print(
 )
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # All dropout is off while the configuration still claims 0.05.
 # The ladder's last run switched real dropout on, with `disable_dropout=False`, and gained nothing that counts.
 # A setting that does nothing should say 0.
+#
+# </details>
 #
 # ### 4.5 One long prompt poisons everything
 #
@@ -741,7 +772,12 @@ largest = max(
 print(f"largest difference in {len(weights['killed'])} tensors: {largest:.1e}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The checkpoint holds weights, optimizer, schedule and the place in the data, so nothing is lost but the steps since the last save.
+#
+# </details>
 #
 # ## 7. When something is wrong: symptom, cause, check, fix
 #

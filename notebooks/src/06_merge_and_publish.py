@@ -168,9 +168,14 @@ observed = gate.observe(trained, tokenizer, probes)
 print("the trained model against itself:", observed.noise, sep="\n")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # It is not zero, even in `float32`.
 # On CPUs with bf16 instructions, bitsandbytes evaluates NF4 layers in bf16 and trains them in float32; on a GPU, other batch sizes choose other kernels.
 # This is the **noise floor**: a merge that stays at its height cannot be told from the trained model.
+#
+# </details>
 
 # %%
 import gc
@@ -289,10 +294,15 @@ plt.show()
 # %% [markdown]
 # *Figure: KL of four or five ways from the trained model on a logarithmic axis, with 95 % intervals; a dotted line marks the noise, a dashed line the release gate's limit. The dequantised base lies at or below the noise, its bf16 copy between the lines; the original base and NF4 itself lie right of the limit.*
 #
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The adapter belongs on the base that it was trained on: dequantised NF4.
 # On the original base it is a slightly different model, and merged straight into NF4 the update itself is rounded to 4 bits.
 # Storing the result in bf16 costs more than dequantising does, and stays below the limit.
 # *No merge* is as good as it can be; it makes every user load NF4 and an adapter, and few servers do.
+#
+# </details>
 #
 # ### Is another model a worse model?
 
@@ -383,9 +393,14 @@ else:
     print("would write the whole model once more, and be refused for what follows")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Nothing in the weights is wrong, yet the folder's generation config still holds the *base's* end token.
 # Its answers would run on after the end of the turn, in every program that reads this file.
 # In memory it never showed, because a notebook passes the end token by hand.
+#
+# </details>
 #
 # Now a faulty merge: everything is saved well, but into the original base.
 
@@ -477,9 +492,14 @@ else:
 pd.DataFrame(saw).T
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # A change of 0.001 in one weight changes no answer: by *behaviour* the folder is the model that was trained, and the gate says so, rightly.
 # It is not the same *file*, and only a hash says that. So the gate's record keeps the hash of every file that it saw, and the upload compares (section 8).
 # Between the two lies what nobody can see: a change that shows on other prompts than these. Exercise 6.3 computes how large a share of prompts can hide behind n equal answers.
+#
+# </details>
 #
 # | question | answered by |
 # |---|---|
@@ -526,7 +546,12 @@ print(
 )
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # On the lab, all of them: without its rows the model has no end of turn that it could choose.
+#
+# </details>
 #
 # ## 6. Evaluate the model that you publish
 #
@@ -781,9 +806,14 @@ pd.DataFrame(
 ).set_index("file")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # All of them answer alike; the KL tells them apart.
 # The float32 file is the model, to the noise of another program's arithmetic, and float16 keeps three bits more of each weight than bfloat16.
 # `python -m course_utils.publishing.export.compare FOLDER` repeats it where `llama-cpp-python` is installed.
+#
+# </details>
 #
 # ## Appendix C. A server that speaks OpenAI's protocol
 #
@@ -837,8 +867,13 @@ pd.DataFrame(
 ).set_index("definition").round(3)
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Three definitions, one model: `because` says what changes from row to row.
 # Both tools were asked themselves, in environments of their own; recorded, on another batch of eight:
+#
+# </details>
 
 # %%
 asked = recorded.load("elsewhere")
