@@ -121,13 +121,15 @@ def run(job):
     if job["chat"] == "llama3":
         control = chat.use_llama3_chat(tokenizer)
     train = mix.train
+    if job.get("pairs"):
+        train = train.select(range(job["pairs"]))
     if job.get("prompt_twice"):
         train = count_prompt_twice(train, tokenizer)
     if job.get("lora_rank"):
         lora = LoraConfig(
             r=job["lora_rank"],
             lora_alpha=2 * job["lora_rank"],
-            lora_dropout=0.0,
+            lora_dropout=job.get("dropout", 0.0),
             task_type="CAUSAL_LM",
             target_modules=models.LINEAR_LAYERS,
             trainable_token_indices={"embed_tokens": control, "lm_head": control}
@@ -142,6 +144,8 @@ def run(job):
             arguments = trainer_arguments(
                 job["learning_rate"], job["steps"], job["seed"], folder
             )
+            if job.get("dropout"):  # TRL switches all dropout off unless asked
+                arguments["disable_dropout"] = False
             trainer = make_trainer(
                 job["method"],
                 model,
@@ -154,7 +158,7 @@ def run(job):
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-            model = trainer.model
+            model, log = trainer.model, trainer.state.log_history
         if job.get("save"):
             model.save_pretrained(job["save"])
             own = models.load_tokenizer(job.get("base", BASE_MODEL))
@@ -164,9 +168,19 @@ def run(job):
         {k: round(float(v), 4) if k != "step" else v for k, v in point.items()}
         for point in curve.history
     ]
-    job = {k: v for k, v in job.items() if k not in ("base", "save")}
+    kept = {k: v for k, v in job.items() if k not in ("base", "save")}
     minutes = round((time.perf_counter() - start) / 60, 2)
-    return {**job, **result, "curve": history, "minutes": minutes}
+    kept |= {**result, "curve": history, "minutes": minutes}
+    if job.get("keep_log"):
+        kept["log"] = [_logged(row) for row in log if "loss" in row]
+    return kept
+
+
+def _logged(row):
+    """What the trainer itself reports of some steps, under TRL's names."""
+    names = ("loss", "nll_loss", "rewards/accuracies", "rewards/margins")
+    values = {name: round(float(row[name]), 5) for name in names}
+    return {"step": row["step"], **values}
 
 
 def leave_one_out_jobs(seeds, folder, base=BASE_MODEL):
