@@ -363,6 +363,7 @@ def test_the_map_has_every_exercise_and_its_markdown():
     assert list(table.index) == sorted(checks.EXERCISES)
     assert table["kind"].value_counts().to_dict() == {"exercise": 25, "hunt": 8}
     assert table.loc["7.4", "notebook"] == "07" and table["minutes"].min() >= 5
+    assert table["what it trains"].str.len().max() <= 50, "pandas would cut it"
     lines = overview.as_markdown(table).splitlines()
     assert (
         len(lines) == 2 + len(table) and len({line.count("|") for line in lines}) == 1

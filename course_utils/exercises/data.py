@@ -100,7 +100,7 @@ _DIALOGUE = {
     solutions.prompt_of,
     minutes=5,
     difficulty=1,
-    trains="the prompt of a dialogue is more than its first turn",
+    trains="the prompt of a dialogue",
     hints=(
         "The answer is the last message of `chosen`. What does the model read before "
         "it?",

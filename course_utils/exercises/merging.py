@@ -150,7 +150,7 @@ def hidden_share(attempt: Callable) -> None:
     solutions.rotation_order,
     minutes=15,
     difficulty=3,
-    trains="why the same weights have another order in another program",
+    trains="why llama.cpp orders the same weights otherwise",
     hints=(
         "Within a head, rows come in two halves. llama.cpp wants row i of the first "
         "half followed by row i of the second.",

@@ -194,7 +194,7 @@ def judged_rows(seed: int = 1) -> list[dict]:
     material=judged_rows,
     minutes=20,
     difficulty=2,
-    trains="joining sources that were judged in their own ways",
+    trains="joining sources that were judged differently",
     hints=(
         "Section 9 judges answers source by source. Do that here: for each source, in "
         "what share of the pairs is the chosen answer better than the rejected one?",
