@@ -29,7 +29,7 @@ if not profile.needs_hub:
     profiles.stay_offline()
 quiet.hide_library_chatter()
 import time
-import matplotlib.pyplot as plt
+
 import pandas as pd
 
 from course_utils import chat, evaluation, models, plots, publishing, recorded
@@ -49,6 +49,7 @@ print(f"profile {profile.name}: {reason}. Seed {SEED}")
 # bitsandbytes does this on a CPU as well, so every profile runs the same cell.
 
 # %%
+import matplotlib.pyplot as plt
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -121,6 +122,8 @@ config = ORPOConfig(
     remove_unused_columns=False,
     disable_tqdm=True,
 )
+
+# %%
 rows = Dataset.from_list(train).select_columns(["prompt", "chosen", "rejected"])
 trainer = ORPOTrainer(
     load_nf4(),
