@@ -245,7 +245,7 @@ print(f"odds-ratio term {term.item():.3f}; at equality {equal.item():.3f}")
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# At equality it is $\log 2 \approx 0.693$.
+# At equality it is $\log 2 \approx 0.693$. <!-- measured -->
 # Above that, the model finds the rejected answer likelier; below it, the chosen one.
 # One pair is an anecdote, so here are pairs that no training will see.
 #

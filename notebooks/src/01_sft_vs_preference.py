@@ -161,7 +161,7 @@ for p, lp, lo in zip(P, logps, log_odds, strict=True):
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# From 0.9 to 0.99 the log-probability hardly moves, and the odds grow elevenfold.
+# From 0.9 to 0.99 the log-probability hardly moves, and the odds grow elevenfold. <!-- measured -->
 # The log-odds keep telling apart answers that both look near certain.
 #
 # </details>

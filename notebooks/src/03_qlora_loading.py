@@ -313,7 +313,7 @@ by_layer.pivot(index="layer", columns="projection", values="error").round(3)
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# About 9 % is lost, and the order of the three is that of the normal weights.
+# About 9 % is lost, and the order of the three is that of the normal weights. <!-- measured -->
 # The dots far above the lines are matrices with heavier tails: one large weight makes its whole block coarse.
 #
 # </details>

@@ -33,7 +33,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from scipy import stats
 
 from course_utils import chat, evaluation, lab, models, plots, recorded
@@ -160,6 +159,7 @@ widened = models.keep_trained_in_fp32(trainer.model)
 # what it writes, and lm-evaluation-harness, which section 7 explains.
 
 # %%
+import transformers
 from course_utils.evaluation.benchmarks import harness
 from course_utils.evaluation.benchmarks import lab as lab_tasks
 
@@ -706,6 +706,8 @@ for label, (name, *paid) in SWEPT.items():
             "seconds": f"{60 * minutes:.0f}",
         }
     )
+
+# %%
 for label, pairs in (("this run", orpo["pairs"]), ("this run, merged", merged)):
     if pairs is not None:
         rows.append(
@@ -811,6 +813,7 @@ def recap(method, metric, value, n, seeds=1, failed=""):
     }
 
 
+# %%
 ranked, size = "preference accuracy", len(held_out)
 rows = [
     recap(

@@ -31,7 +31,7 @@ from course_utils.setup import start
 
 profile, reason = start.begin()
 import time
-import matplotlib.pyplot as plt
+
 import pandas as pd
 
 from course_utils import chat, evaluation, models, plots, publishing, recorded
@@ -51,6 +51,7 @@ print(f"profile {profile.name}: {reason}. Seed {SEED}")
 # bitsandbytes does this on a CPU as well, so every profile runs the same cell.
 
 # %%
+import matplotlib.pyplot as plt
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -123,6 +124,8 @@ config = ORPOConfig(
     remove_unused_columns=False,
     disable_tqdm=True,
 )
+
+# %%
 rows = Dataset.from_list(train).select_columns(["prompt", "chosen", "rejected"])
 trainer = ORPOTrainer(
     load_nf4(),

@@ -57,6 +57,7 @@ train = mixing.build().train.select(range(800))
 train = train.select_columns(["prompt", "chosen", "rejected"])
 
 
+# %%
 def make_trainer(kind, micro_batch, steps=1, **more):
     torch.manual_seed(0)
     model, tokenizer = lab.load_base()
@@ -85,19 +86,14 @@ def make_trainer(kind, micro_batch, steps=1, **more):
         lora_alpha=32,
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
-        target_modules=models.LINEAR_LAYERS,
+        target_modules=models.LINEAR_LAYERS,  # the seven of notebook 03
         trainable_token_indices={"embed_tokens": rows, "lm_head": rows},
     )
-    return kind(
-        model,
-        config,
-        train_dataset=train,
-        processing_class=tokenizer,
-        peft_config=adapter,
-        **more,
-    )
+    more |= {"processing_class": tokenizer, "peft_config": adapter}
+    return kind(model, config, train_dataset=train, **more)
 
 
+# %%
 # Ours, equal to TRL's step for step; TRL's own speed is recorded, not run.
 trl = {size: make_trainer(ORPOTrainer, size) for size in (2, 8)}
 
@@ -841,8 +837,8 @@ table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "â
 # ## Recap
 
 # %%
-recap = pd.DataFrame(
-    [
+small = [
+    *[
         (
             "positions not needed, 8 pairs a batch",
             f"{useless['8 pairs']:.0%}",
@@ -871,8 +867,12 @@ recap = pd.DataFrame(
             )
             for arm in ("TRL, bf16", "fast")
         ),
-    ]
-    + [
+    ],
+]
+
+# %%
+at_8b = [
+    *[
         (
             f"8B, s per 1,000 pairs: {arm}",
             f"{interval(row['seconds_per_1000_pairs'])}, {row['peak_gib']:.2f} GiB",
@@ -881,8 +881,8 @@ recap = pd.DataFrame(
             "0",
         )
         for arm, row in llama["arms"].items()
-    ]
-    + [
+    ],
+    *[
         (
             f"8B: fast, times as fast as {arm} (aim {aim})",
             times_as_fast("fast", arm),
@@ -891,8 +891,8 @@ recap = pd.DataFrame(
         )
         for arm, aim in (("stock", 7), ("unsloth", 2.8))
     ],
-    columns=["what", "value", "n", "seed"],
-)
+]
+recap = pd.DataFrame([*small, *at_8b], columns=["what", "value", "n", "seed"])
 print(recap.to_string(index=False))
 print(
     f"Finding: on Llama 3 8B's shape {per_1000['stock']:.0f} s per 1,000 pairs become "
