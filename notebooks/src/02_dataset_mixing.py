@@ -66,7 +66,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # Here is what the code reads of one card.
-# `keep` is a pandas expression over the source's columns; `prompt`, `chosen` and `rejected` name the columns.
+# `keep` compares the source's columns with values: it is read, and never executed as code.
+# `prompt`, `chosen` and `rejected` name the columns.
 # The hub's `dataset_info` above it lists all columns and types, so a column that is renamed upstream is noticed.
 
 # %%
@@ -305,8 +306,9 @@ pd.DataFrame(
 # The rules look at the *chosen* rating alone, so a pair whose two ratings are equal can stay.
 
 # %%
-frame = data["intel-orca"].to_pandas()
-ties = frame.query(cards["intel-orca"].keep)["status"].eq("tie")
+table = data["intel-orca"].with_format("arrow")[:]
+passing = table.filter(sources.Rule(cards["intel-orca"].keep).mask(table))
+ties = passing["status"].to_pandas().eq("tie")
 print(f"intel-orca: {ties.sum():,} of {len(ties):,} pairs that pass the rule are ties")
 
 # %% [markdown]
