@@ -61,7 +61,8 @@ def my_rule(attempt: object) -> None:
     why = "a rule is a string that compares columns with values"
     expect(isinstance(attempt, str), why, attempt, "'... and ...'")
     try:
-        got = sources.Rule(attempt).mask(_ROWS).to_pylist()
+        mask = sources.Rule(attempt).mask(_ROWS)
+        got = mask.fill_null(False).to_pylist()  # a missing value keeps no row
     except (ValueError, KeyError) as error:
         why = "the rule does not run; names of columns stand bare, words in quotes"
         names = ", ".join(_ROWS.column_names)
