@@ -95,7 +95,7 @@ report
 #
 # ### What a broken set-up looks like
 #
-# TRL's ORPO is experimental and moves between releases, so its version is pinned exactly.
+# The article was written for TRL 0.8.6. Its code does not run with today's TRL, nor this course with that one.
 # The next cell pretends that an older release is installed, and that a profile's name is misspelt.
 
 # %%

@@ -5,7 +5,7 @@
 #
 # **You will learn**
 # to derive ORPO's loss, and to say why it needs odds and no reference model,
-# to compute it by hand and prove it equal to TRL's,
+# to compute it by hand and prove it equal to a trainer's,
 # and to read the log-probabilities of chosen and rejected answers in SFT, DPO and ORPO runs.
 #
 # **Time and hardware**: {{recorded}}.
@@ -268,10 +268,12 @@ print("stable", log1mexp(sure).tolist())
 # %% [markdown]
 # The naive version reaches $-\infty$, and its gradient is not a number.
 #
-# Now a real batch, made by TRL's own trainer from four pairs of the course's mix.
+# Now a real batch, made by the course's plain trainer from four pairs of its mix.
+# That trainer stands on `transformers.Trainer` alone, and computes what TRL 1.16's computes: the tests hold it to a record of TRL's tokens, losses and fifty steps.
+# (TRL's own ORPO is recorded here, not run: it is experimental, and may leave TRL in any release.)
 
 # %%
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 base, tokenizer = lab.load_base()  # afresh: section 1 moved its weights
 common = dict(
@@ -298,7 +300,7 @@ print({name: tuple(value.shape) for name, value in batch.items() if "labels" in 
 
 
 # %% [markdown]
-# **Predict.** Over which tokens does TRL take the NLL: the answer's, or the prompt's too?
+# **Predict.** Over which tokens does the trainer, like TRL, take the NLL: the answer's, or the prompt's too?
 
 # %%
 def my_loss_on(batch, beta, prompt_too):
@@ -320,13 +322,14 @@ with torch.no_grad():
     for prompt_too in (True, False):
         mine, chosen, rejected = my_loss_on(batch, 0.1, prompt_too)
         where = "prompt and answer" if prompt_too else "answer only"
-        print(f"NLL over {where:17s}: mine {mine:.6f}, TRL {theirs:.6f}")
+        print(f"NLL over {where:17s}: mine {mine:.6f}, trainer {theirs:.6f}")
 
 # %% [markdown]
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# Over both: TRL learns to write the user's turn as well, on purpose, while the paper's formula takes the answer alone.
+# Over both: as in TRL the model learns to write the user's turn as well, on purpose, while the paper's formula takes the answer alone.
+# `ORPOConfig(nll_scope="answer")` is the paper's.
 # Everything else agrees; here is the proof, also for the package's own functions.
 #
 # </details>
@@ -344,7 +347,7 @@ nll = (
 )
 package = orpo.orpo_loss(nll, chosen, rejected, beta=0.1)
 torch.testing.assert_close(package, theirs, atol=1e-5, rtol=1e-5)
-print(f"largest difference to TRL: {abs(mine - theirs):.1e} nats")
+print(f"largest difference to the trainer: {abs(mine - theirs):.1e} nats")
 
 
 # %% [markdown]

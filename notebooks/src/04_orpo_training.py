@@ -610,7 +610,6 @@ fixed = ORPOTrainer(
     peft_config=adapter,
     callbacks=[curve],
 )
-models.keep_trained_in_fp32(fixed.model)  # TRL casts trained token rows to bf16
 chat.assert_labels_hold_no_user_text(fixed, tokenizer, train)
 fixed.remove_callback(transformers.PrinterCallback)
 fixed.train()

@@ -102,7 +102,8 @@ for n in (10, 210, 420):
 # %%
 from datasets import Dataset
 from peft import LoraConfig
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 STEPS = profile.steps(60)
 model, tokenizer = models.load_base(profile)
@@ -152,7 +153,6 @@ trainer = ORPOTrainer(
     processing_class=tokenizer,
     peft_config=adapter,
 )
-widened = models.keep_trained_in_fp32(trainer.model)
 
 # %% [markdown]
 # Sections 6 and 7 need the untrained model as well, so its share of them runs here, before the first step:
@@ -160,6 +160,7 @@ widened = models.keep_trained_in_fp32(trainer.model)
 
 # %%
 import transformers
+
 from course_utils.evaluation.benchmarks import harness
 from course_utils.evaluation.benchmarks import lab as lab_tasks
 

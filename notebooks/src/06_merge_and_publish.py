@@ -79,7 +79,8 @@ def load_nf4():
 # %%
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 STEPS = profile.steps(100)
 tokenizer = AutoTokenizer.from_pretrained(source)
@@ -135,7 +136,6 @@ trainer = ORPOTrainer(
     peft_config=adapter,
 )
 trainer.remove_callback(transformers.PrinterCallback)
-models.keep_trained_in_fp32(trainer.model)
 trainer.train()
 trained = trainer.model.eval()
 
@@ -898,10 +898,10 @@ pd.DataFrame(
     for mistake, said in asked[tool]["wrong configurations"].items()
 ).set_index("tool")
 
+
 # %% [markdown]
 # A loss is comparable within one tool only; compare models by what they do, as in notebook 05.
 # And a misspelt key can pass without a word: read the log for what the tool made of the file.
-
 
 # %% [markdown]
 # ## Exercises

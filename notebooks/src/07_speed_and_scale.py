@@ -900,7 +900,6 @@ print(
     f"lab the losses of 12 steps are {apart:.0e} apart"
 )
 
-
 # %% [markdown]
 # **Now you can** say where a training step's time and memory go, and check that a faster trainer is the same trainer.
 # **Next you need** nothing more: notebook 08 is the recipe on one page, for your own model.
@@ -959,6 +958,7 @@ pd.DataFrame(
         for name, p in history.items()
     }
 ).T.round().astype(int)
+
 
 # %% [markdown]
 # <details>
