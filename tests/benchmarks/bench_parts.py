@@ -494,7 +494,7 @@ def run_arm(
         result["device_gib"] = (total - free) / GIB  # at the end, graphs themselves too
     if profile:
         result["profile"] = kernels.summary
-    if fast_config is not None:
+    if isinstance(trainer, PackedORPOTrainer):
         result["embeddings"] = (
             f"on the CPU, {trainer.embeddings_on_cpu}: {trainer.embeddings_reason}"
         )
