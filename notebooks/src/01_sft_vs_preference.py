@@ -109,7 +109,7 @@ print(f"the rejected answer rose in {(moves[:, 1] > 0).mean():.0%} of the pairs"
 lead = torch.tensor([-2.0, 0.0, 2.0, 6.0], requires_grad=True)
 term = -torch.nn.functional.logsigmoid(lead)
 (gradient,) = torch.autograd.grad(term.sum(), lead)
-for x, t, g in zip(lead.tolist(), term.tolist(), gradient.tolist(), strict=True):
+for x, g in zip(lead.tolist(), gradient.tolist(), strict=True):
     print(f"lead {x:+.0f}: plain difference pulls with -1.000, this term with {g:+.3f}")
 
 # %% [markdown]

@@ -869,9 +869,7 @@ pd.DataFrame(with_mine.report).set_index("source").fillna(0).astype(int)
 # %%
 import transformers
 
-held_out = [
-    pair for pair in sources.to_pairs(my_card, Dataset.from_list(rows[400:]))[0]
-]
+held_out, _ = sources.to_pairs(my_card, Dataset.from_list(rows[400:]))
 trained_on = {mixing.questions(prompt) for prompt in with_mine.train["prompt"]}
 held_out = [p for p in held_out if mixing.questions(p["prompt"]) not in trained_on]
 questions = [pair["prompt"] for pair in held_out]
