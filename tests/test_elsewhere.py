@@ -16,6 +16,7 @@ from datasets import Dataset
 from tiny_llama import tiny_model, tiny_tokenizer
 
 from course_utils import chat, lab, models, orpo, recorded
+from course_utils.course import notebooks
 from course_utils.models.random_weights import tokenizer as twin_tokenizer
 from course_utils.publishing import elsewhere
 from course_utils.setup import places, profiles
@@ -93,8 +94,12 @@ def both(profile, folder, pairs=PAIRS):
 def notebook_call(name, having):
     """{keyword: expression} of notebook 04's one call of `name` with this argument."""
     path = places.checkout() / "notebooks" / "src" / "04_orpo_training.py"
-    code = re.sub(r"^\s*%pip.*$", "", path.read_text(encoding="utf-8"), flags=re.M)
-    code = code.replace('if "google.colab" in sys.modules:\n', "")
+    cells = notebooks.from_text(path.read_text(encoding="utf-8")).cells
+    code = "\n".join(
+        re.sub(r"^\s*%.*$", "pass", cell.source, flags=re.M)
+        for cell in cells
+        if cell.cell_type == "code" and "colab" not in cell.metadata.get("tags", [])
+    )
     calls = [
         {keyword.arg: keyword.value for keyword in node.keywords}
         for node in ast.walk(ast.parse(code))
@@ -119,7 +124,8 @@ def notebook_value(name):
 
 def value_in(expression, profile):
     names = {"profile": profile, "models": models}
-    names["STEPS"] = eval(notebook_value("STEPS"), names)
+    for name in ("STEPS", "ATTENTION", "MLP"):
+        names[name] = eval(notebook_value(name), names)
     return eval(ast.unparse(expression), names)
 
 

@@ -235,7 +235,9 @@ def test_two_processes_equal_trl(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node=2", str(helper), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     theirs, ours = (torch.load(tmp_path / f"{n}-0.pt") for n in ("theirs", "ours"))
     for name, weight in theirs["weights"].items():

@@ -198,15 +198,15 @@ BROKEN = {
         "trainer_state.json is of step 3",
     ),
     "it is no adapter": (
-        lambda c: (c / "adapter_config.json").write_text("{}"),
+        lambda c: (c / "adapter_config.json").write_text("{}", encoding="utf-8"),
         "adapter_config.json has no peft_type",
     ),
     "the configuration is a list": (
-        lambda c: (c / "adapter_config.json").write_text("[]"),
+        lambda c: (c / "adapter_config.json").write_text("[]", encoding="utf-8"),
         "adapter_config.json is not an object",
     ),
     "the record is another's": (
-        lambda c: (c / "complete.json").write_text("{}"),
+        lambda c: (c / "complete.json").write_text("{}", encoding="utf-8"),
         "complete.json does not list the files",
     ),
     "of two processes one is missing": (
@@ -325,7 +325,7 @@ def test_a_broken_checkpoint_of_the_same_step_is_replaced(copied, unbroken):
     assert resilience.read_record(last)["settings"] == {"seed": 0}
     assert_same(trained_weights(trainer), unbroken.weights)
     names = sorted(path.name for path in copied.iterdir())
-    assert names == ["README.md", "checkpoint-4", "checkpoint-6", "order.jsonl"]
+    assert names == ["checkpoint-4", "checkpoint-6", "order.jsonl"]
 
 
 # ---- two processes, one folder ----
@@ -342,7 +342,10 @@ with resilience.locked(sys.argv[1]):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_lock_ends_with_its_owner_however_that_dies(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, tmp_path], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDING, tmp_path],
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     assert process.stdout.readline() == "locked\n"
     with (
@@ -503,12 +506,7 @@ def test_a_weight_that_came_in_broken_is_named(part, whose, kind, tmp_path):
     assert name in str(error.value) and error.value.step == 1
 
 
-@pytest.mark.parametrize("kind", [run.ORPOTrainer, PackedORPOTrainer])
-@pytest.mark.parametrize("side", ["chosen", "rejected"])
-@pytest.mark.promise(
-    "the model is so sure of an answer that its log-prob is 0", "row and side are named"
-)
-def test_a_sure_answer_is_the_cause(side, kind, tmp_path):
+def trainer_with_a_sure_answer(side, kind, tmp_path):
     """A model that always says the end token, and a row whose answer is just that."""
     rows = run.pairs(4)
     rows[2][side] = "<|end_of_text|>"
@@ -520,6 +518,24 @@ def test_a_sure_answer_is_the_cause(side, kind, tmp_path):
         base.model.embed_tokens.weight[:, 0] = 100
         base.lm_head.weight.zero_()
         base.lm_head.weight[trainer.processing_class.eos_token_id, 0] = 100
+    return trainer
+
+
+@pytest.mark.parametrize("kind", [run.ORPOTrainer, PackedORPOTrainer])
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.promise("a sure answer, with log-prob 0", "it counts, without a gradient")
+def test_a_sure_answer_does_not_stop_our_trainers(side, kind, tmp_path):
+    trainer = trainer_with_a_sure_answer(side, kind, tmp_path)
+    with resilience.watched(trainer):
+        trainer.train()
+    weights = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert all(weight.isfinite().all() for weight in weights)
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.promise("a sure answer under TRL's trainer", "row and side are named")
+def test_a_sure_answer_is_the_cause_of_trl_s_nan(side, tmp_path):
+    trainer = trainer_with_a_sure_answer(side, trl_orpo().ORPOTrainer, tmp_path)
     with (
         pytest.raises(
             resilience.NotFinite, match="The model is sure of an answer"

@@ -240,7 +240,8 @@ def test_changed_files_are_named_and_refused(
 ):
     again = [*asked, *FAST, "--output", begun, "--resume"]
     other = tmp_path / "pairs.jsonl"
-    other.write_text(pairs.read_text().replace(" the ", " a "))
+    text = pairs.read_text(encoding="utf-8").replace(" the ", " a ")
+    other.write_text(text, encoding="utf-8")
     status, said = command_here(*again, "--pairs-file", other)
     assert status == 1 and re.search(r"pairs_sha256 \w+ -> \w+", said)
     status, said = command_here(*again, "--adapter", alone.folder)
@@ -297,7 +298,7 @@ def test_without_a_whole_checkpoint_nothing_is_begun(asked, begun, command_here)
     (begun / "checkpoint-8" / "optimizer.pt").write_bytes(b"")
     status, said = command_here(*asked, *FAST, "--output", begun, "--resume")
     assert status == 1 and "none is whole; checkpoint-8: optimizer.pt" in said
-    (begun / "settings.json").write_text("{")
+    (begun / "settings.json").write_text("{", encoding="utf-8")
     status, said = command_here(*asked, *FAST, "--output", begun, "--resume")
     assert status == 1 and "settings.json cannot be read as settings" in said
 

@@ -35,6 +35,7 @@ def run(code, **variables):
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
+        encoding="utf-8",
         env=environ,
         cwd=places.checkout(),
     )
@@ -54,6 +55,7 @@ def test_the_comparisons_are_skipped_with_a_reason():
         command,
         capture_output=True,
         text=True,
+        encoding="utf-8",
         env={**os.environ, "PYTHONPATH": path},
         cwd=places.checkout(),
     )

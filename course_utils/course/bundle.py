@@ -21,13 +21,13 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-BUILT_FOR = {built_for!r}
+BUILT_FOR = (0, 0)
 
 
 def main():
     if sys.version_info[:2] != BUILT_FOR:
         wanted = ".".join(map(str, BUILT_FOR))
-        sys.exit(f"The wheels are for Python {{wanted}}: run it as python{{wanted}}.")
+        sys.exit(f"The wheels are for Python {wanted}: run it as python{wanted}.")
     course, venv = HERE / "course", HERE / "course" / ".venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -38,9 +38,9 @@ def main():
     # The course stays where it is, so that its notebooks and commands find each other.
     ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
-    Path(packages.strip(), "orpo_course.pth").write_text(f"{{course}}\\n", "utf-8")
-    print(f"Installed. Begin with: cd {{course}}")
-    print(f"{{python}} -m course_utils.course lab")
+    Path(packages.strip(), "orpo_course.pth").write_text(f"{course}\\n", "utf-8")
+    print(f"Installed. Begin with: cd {course}")
+    print(f"{python} -m course_utils.course lab")
 
 
 if __name__ == "__main__":
@@ -74,7 +74,7 @@ def make(root: Path, folder: Path, extras: str = "[tests]", options=()) -> int:
         if pages.is_dir():
             shutil.copytree(pages, partial / "pages")
         version = tuple(map(int, platform.python_version_tuple()[:2]))
-        text = INSTALL.format(built_for=version)
+        text = INSTALL.replace("(0, 0)", repr(version))
         (partial / "install.py").write_text(text, encoding="utf-8", newline="\n")
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from course_utils.data import mixing
+from course_utils.setup.printing import print_safely
 
 PAIRS = 600
 
@@ -24,5 +25,6 @@ def lines() -> list[str]:
 
 
 if __name__ == "__main__":
+    print_safely()
     text = "\n".join(lines()) + "\n"
     Path(sys.argv[1]).write_text(text, encoding="utf-8", newline="\n")

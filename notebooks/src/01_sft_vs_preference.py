@@ -318,7 +318,7 @@ def my_loss_on(batch, beta, prompt_too):
 
 
 with torch.no_grad():
-    theirs, _ = trainer.get_batch_loss_metrics(base, batch, "eval")
+    theirs, _ = trainer.get_batch_loss_metrics(base, batch)
     for prompt_too in (True, False):
         mine, chosen, rejected = my_loss_on(batch, 0.1, prompt_too)
         where = "prompt and answer" if prompt_too else "answer only"

@@ -882,9 +882,9 @@ for name, cast in {"cast, as TRL 1.16 does": True, "left in float32": False}.ite
     both = choices["dict: embeddings and head"]
     trainer = qlora_trainer(both, learning_rate=8e-5, steps=5, dtype=torch.bfloat16)
     trained_now = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
-    for n, p in trained_now.items():
-        if cast and "lora_" not in n:
-            p.data = p.data.bfloat16()
+    for key, weight in trained_now.items():
+        if cast and "lora_" not in key:
+            weight.data = weight.data.bfloat16()
     rows = next(p for n, p in trained_now.items() if "lm_head" in n)
     start = rows.detach().clone()
     trainer.train()

@@ -668,12 +668,21 @@ print(f"P(end token) after an answer {end_probability(fixed.model, test[:35])}")
 # %% [markdown]
 # On the lab the end token, which the base never expects, is now nearly certain after an answer.
 #
-# Had this very model been measured with the doubled prompt, the figure would have been smaller:
+# Had this very model been measured with the doubled prompt, the figure would have been smaller.
+# The course's trainer refuses such rows, so here it is asked to let them pass:
 
 # %%
+from course_utils.training.orpo_rows import tokenize_rows
+
 doubled = lab.count_prompt_twice(Dataset.from_list(test), tokenizer)
-rows = [fixed.tokenize_row(row) for row in doubled]
-twice = evaluation.score_rows(fixed.model, rows, tokenizer.pad_token_id)
+careless = ORPOConfig(
+    output_dir="outputs/04",
+    max_length=profile.max_length,
+    refuse_prompt_twice=False,
+    use_cpu=not torch.cuda.is_available(),
+)
+rows, _ = tokenize_rows(doubled, tokenizer, careless)
+twice = evaluation.score_rows(fixed.model, list(rows), tokenizer.pad_token_id)
 once = scores["fixed"]
 print(f"log odds ratio, prompt once:  {evaluation.estimate(once.margin)}")
 print(f"log odds ratio, prompt twice: {evaluation.estimate(twice.margin)}")

@@ -73,8 +73,8 @@ def static_bytes(config, settings):
     Parts: weights (projections and norms), quant state, embeddings and head, adapter,
     optimizer. The optimizer's paged moments count 0: bitsandbytes takes them from
     managed memory, which PyTorch does not count and which the driver moves to the host
-    when the card is full. Token rows in tied tables count twice, as an upper bound. The fast
-    trainer, where it computes in 16 bit, makes a copy of A and B for each row.
+    when the card is full. Token rows in tied tables count twice, as an upper bound. The
+    fast trainer, where it computes in 16 bit, makes a copy of A and B for each row.
     """
     counts = weight_shapes(config)
     norms = counts["norms"] * settings.norm_bytes

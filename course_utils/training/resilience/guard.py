@@ -122,9 +122,9 @@ def _sure_cause(trainer, rows):
         batch = trainer.data_collator([trainer.train_dataset[number]])
         batch = trainer._prepare_inputs(batch)
         with torch.no_grad(), trainer.compute_loss_context_manager():
-            _, metrics = trainer.get_batch_loss_metrics(trainer.model, batch, "eval")
+            _, metrics = trainer.get_batch_loss_metrics(trainer.model, batch)
         for side in ("chosen", "rejected"):
-            logp = torch.as_tensor(metrics[f"eval_logps/{side}"]).float()
+            logp = torch.as_tensor(metrics[f"logps/{side}"]).float()
             # Where this is infinite, so are the log-odds.
             if torch.log1p(-torch.exp(logp)).isneginf():
                 sure.append(f"row {number} ({side})")
