@@ -93,8 +93,8 @@ def both(profile, folder, pairs=PAIRS):
 def notebook_call(name, having):
     """{keyword: expression} of notebook 04's one call of `name` with this argument."""
     path = places.checkout() / "notebooks" / "src" / "04_orpo_training.py"
-    code = re.sub(r"^\s*%pip.*$", "", path.read_text(encoding="utf-8"), flags=re.M)
-    code = code.replace('if "google.colab" in sys.modules:\n', "")
+    text = path.read_text(encoding="utf-8")
+    code = re.sub(r"^(\s*)(?:# )?%pip.*$", r"\1pass", text, flags=re.M)
     calls = [
         {keyword.arg: keyword.value for keyword in node.keywords}
         for node in ast.walk(ast.parse(code))

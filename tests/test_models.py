@@ -217,7 +217,7 @@ def calls_of_from_pretrained():
     for path in sorted(places.PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
-        code = [t for t in texts if isinstance(t, str) and "\nimport " in t]
+        code = [t for t in texts if isinstance(t, str) and "from_pretrained(" in t]
         for part in (tree, *map(ast.parse, code)):
             for node in ast.walk(part):
                 name = getattr(node, "func", None)
