@@ -1,8 +1,4 @@
-"""ORPO's loss, from log-probabilities.
-
-Knows: tensors of log-probs, logits and labels, and the arithmetic of Hong et al. 2024
-(arXiv:2403.07691, eqs. 3 to 10).
-Does not know: models, tokenizers, batches' origin, trainers.
+"""ORPO's loss, from log-probabilities: Hong et al. 2024, arXiv:2403.07691.
 
 Words used here: a *mean log-prob* is the mean of log p(token) over the response tokens,
 in nats. Its exponential P is the geometric mean of the token probabilities, the
@@ -56,11 +52,11 @@ def odds_ratio_loss(chosen_logps, rejected_logps):
         naming the row; also if the shapes differ.
     Source: Hong et al. 2024, arXiv:2403.07691, eq. 7.
     """
-    return -F.logsigmoid(_log_odds_ratio(chosen_logps, rejected_logps))
+    return -F.logsigmoid(_checked_log_odds_ratio(chosen_logps, rejected_logps))
 
 
 def orpo_loss(nll_loss, chosen_logps, rejected_logps, beta=0.1):
-    """ORPO's whole loss: NLL of the chosen answers plus the weighted preference term.
+    """ORPO's full loss: NLL of the chosen answers plus the weighted preference term.
 
     nll_loss: scalar, nats: token-mean negative log-likelihood of the chosen rows.
     chosen_logps, rejected_logps: (B,) mean log-prob per response token, nats, < 0.
@@ -93,7 +89,7 @@ def gradient_delta(chosen_logps, rejected_logps):
     Raises: ValueError as odds_ratio_loss.
     Source: Hong et al. 2024, eq. 9. With eq. 7's minus sign the gradient is -delta * h.
     """
-    return torch.sigmoid(-_log_odds_ratio(chosen_logps, rejected_logps))
+    return torch.sigmoid(-_checked_log_odds_ratio(chosen_logps, rejected_logps))
 
 
 def mean_logps(logits, labels):
@@ -143,7 +139,7 @@ def _token_losses(logits, labels):
         )
     targets = labels[:, 1:]
     losses = F.cross_entropy(
-        _at_least_fp32(logits)[:, :-1].flatten(0, 1),
+        at_least_fp32(logits)[:, :-1].flatten(0, 1),
         targets.flatten(),
         ignore_index=IGNORE_INDEX,
         reduction="none",
@@ -151,7 +147,43 @@ def _token_losses(logits, labels):
     return losses.view(targets.shape), targets != IGNORE_INDEX
 
 
-def _log_odds_ratio(chosen_logps, rejected_logps):
+def log_odds_ratio(
+    chosen_logps: torch.Tensor, rejected_logps: torch.Tensor
+) -> torch.Tensor:
+    """log-odds of chosen minus log-odds of rejected, without checks, for trainers.
+
+    chosen_logps, rejected_logps: same shape, mean log-prob per response token, nats.
+    Returns: same shape, nats, finite wherever the log-probs are: exactly 0, which is
+        rounding in an answer learned by heart, counts as the next number below 0 and
+        has no gradient. A check would make a GPU wait at every step.
+    """
+    chosen, rejected = (
+        at_least_fp32(x).clamp(max=-torch.finfo(torch.float32).tiny)
+        for x in (chosen_logps, rejected_logps)
+    )
+    return (chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected))
+
+
+def token_logps(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """log p of every token but the first, given those before it.
+
+    logits: (B, T, V); position t scores token t + 1. ids: (B, T) token ids.
+    Returns: (B, T - 1) nats, in fp32 (fp64 for fp64 logits).
+    """
+    # A target for the last position spares a copy of all logits without it.
+    targets = F.pad(ids[:, 1:], (0, 1))
+    losses = F.cross_entropy(
+        at_least_fp32(logits).flatten(0, 1), targets.flatten(), reduction="none"
+    )
+    return -losses.view(targets.shape)[:, :-1]
+
+
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """bf16 and fp16 as fp32: in 8 bits 1 - P is 0 for every P above 0.998."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _checked_log_odds_ratio(chosen_logps, rejected_logps):
     if chosen_logps.shape != rejected_logps.shape:
         raise ValueError(
             "chosen_logps and rejected_logps must have one entry per pair each, got "
@@ -163,9 +195,8 @@ def _log_odds_ratio(chosen_logps, rejected_logps):
             f"{tuple(chosen_logps.shape)}: average over the response tokens first "
             "(mean_logps)."
         )
-    chosen = _checked(chosen_logps, "chosen_logps")
-    rejected = _checked(rejected_logps, "rejected_logps")
-    return (chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected))
+    _checked(chosen_logps, "chosen_logps"), _checked(rejected_logps, "rejected_logps")
+    return log_odds_ratio(chosen_logps, rejected_logps)
 
 
 def _checked(logps, name):
@@ -181,12 +212,7 @@ def _checked(logps, name):
             "no log-prob (a loss with the wrong sign?); NaN often comes from a row "
             "without response tokens."
         )
-    return _at_least_fp32(logps)
-
-
-def _at_least_fp32(tensor):
-    # bf16 has 8 bits of precision: 1 - P would be 0 for every P above 0.998.
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return at_least_fp32(logps)
 
 
 def _rows(mask):

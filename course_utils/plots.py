@@ -1,10 +1,9 @@
 """The course's figures: colours that mean one thing, axes that carry units.
 
-Knows: matplotlib. Does not know: where numbers come from. Every function takes an `ax`,
-draws on it and returns it; the notebook shows it.
+Every function takes an `ax`, draws on it and returns it; the notebook shows it.
 """
 
-import numpy as np
+from matplotlib.patches import Rectangle
 
 # Okabe-Ito colours, distinct for colour-blind readers; line styles repeat the meaning.
 COLOURS = {
@@ -25,6 +24,41 @@ def tidy(ax, title, xlabel, ylabel):
     ax.set_ylabel(ylabel)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+# What each method needs: (its name, data, models in memory while it trains, stages
+# after pretraining). RLHF holds policy, reference, reward and value model.
+ROAD = (
+    ("pretraining", ("text",), 1, ("predict\nthe next token",)),
+    ("SFT", ("good answers",), 1, ("imitate",)),
+    ("RLHF", ("good answers", "pairs"), 4, ("SFT", "reward model", "reinforcement")),
+    ("DPO", ("good answers", "pairs"), 2, ("SFT", "compare with\na frozen copy")),
+    ("ORPO", ("pairs",), 1, ("imitate and\ncompare",)),
+)
+
+
+def road_to_orpo(ax):
+    """One column per method: its data, its models in memory, its training stages."""
+    rows = {"data": 2.7, "models in memory": 1.9, "training stages": 0.7}
+    for column, (name, data, models, stages) in enumerate(ROAD):
+        colour = COLOURS.get(name, COLOURS["base"])
+        ax.text(column, 3.3, name, ha="center", weight="bold", color=colour)
+        ax.text(column, rows["data"], "\n+ ".join(data), ha="center", va="center")
+        for at in range(models):
+            left = column - 0.11 * models + 0.22 * at
+            box = (left + 0.01, rows["models in memory"] - 0.17)
+            ax.add_patch(Rectangle(box, 0.2, 0.34, color=colour))
+        for number, stage in enumerate(stages):
+            y = rows["training stages"] + 0.48 * ((len(stages) - 1) / 2 - number)
+            box = {"boxstyle": "round,pad=0.3", "fc": "white", "ec": colour}
+            ax.text(column, y, stage, ha="center", va="center", fontsize=8, bbox=box)
+    ax.set_yticks(list(rows.values()), list(rows))
+    ax.set_xticks([])
+    ax.set_xlim(-0.6, len(ROAD) - 0.4)
+    ax.set_ylim(-0.1, 3.6)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    return tidy(ax, "ORPO needs one model and one stage", "", "")
 
 
 def preference_curves(ax, histories, title):
@@ -160,29 +194,6 @@ def waterfall(ax, report, title):
     ax.set_xlim(0, total["rows"] * 1.12)
     ax.invert_yaxis()
     return tidy(ax, title, "rows", "")
-
-
-def heat_map(ax, counts, title):
-    """Numbers of a table as shades of grey, written into their cells.
-
-    counts: DataFrame; its rows become the rows of the figure.
-    """
-    top = max(1, counts.to_numpy().max())
-    ax.imshow(counts, cmap="Greys", vmin=0, vmax=top)
-    for (row, column), count in np.ndenumerate(counts.to_numpy()):
-        colour = "white" if count > top / 2 else "black"
-        ax.text(
-            column,
-            row,
-            f"{count:,}",
-            ha="center",
-            va="center",
-            color=colour,
-            fontsize=8,
-        )
-    ax.set_xticks(range(counts.shape[1]), counts.columns, rotation=30, ha="right")
-    ax.set_yticks(range(len(counts)), counts.index)
-    return tidy(ax, title, "near copies in", "pairs of")
 
 
 def chosen_against_rejected(ax, groups, title, xlabel):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_llama import tiny_model, tiny_tokenizer
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl_orpo import trl_orpo
 
 from course_utils import chat
 from course_utils.chat.tokens import IGNORE_INDEX
@@ -247,7 +247,7 @@ def many_pairs():
 
 
 def trl_rows(tokenizer, pairs, folder, **settings):
-    args = ORPOConfig(
+    args = trl_orpo().ORPOConfig(
         output_dir=str(folder),
         max_length=MAX_LENGTH,
         use_cpu=True,
@@ -258,7 +258,7 @@ def trl_rows(tokenizer, pairs, folder, **settings):
     )
     model = tiny_model(len(tokenizer))
     rows = Dataset.from_list(pairs)
-    return ORPOTrainer(
+    return trl_orpo().ORPOTrainer(
         model=model, args=args, train_dataset=rows, processing_class=tokenizer
     )
 

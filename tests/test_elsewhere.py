@@ -14,12 +14,12 @@ import torch
 import yaml
 from datasets import Dataset
 from tiny_llama import tiny_model, tiny_tokenizer
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, lab, models, orpo, recorded
 from course_utils.models.random_weights import tokenizer as twin_tokenizer
 from course_utils.publishing import elsewhere
 from course_utils.setup import places, profiles
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 PROFILES = profiles.all_profiles()
 CARDS = ("t4", "l4", "a100")

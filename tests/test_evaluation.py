@@ -7,12 +7,12 @@ import pytest
 import torch
 from datasets import Dataset
 from scipy import stats
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, evaluation, lab
 from course_utils.data import mixing, world
 from course_utils.data.world import tasks
 from course_utils.evaluation import scoring
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 PAIRS = world.test_pairs(2)
 PROMPTS = [pair["prompt"] for pair in PAIRS]
@@ -69,7 +69,7 @@ def test_long_rows_of_a_large_vocabulary_come_in_smaller_batches(monkeypatch):
     assert list(scoring._batches(range(5), sequences, 2, 1)) == [[0, 1], [2, 3], [4]]
 
 
-def test_rows_made_by_trl_score_the_same(base, scores, tmp_path):
+def test_rows_made_by_the_trainer_score_the_same(base, scores, tmp_path):
     model, tokenizer = base
     rows = ORPOTrainer(
         model,

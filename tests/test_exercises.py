@@ -1,7 +1,12 @@
+import re
+
+import numpy as np
 import pytest
+import torch
 from tiny_llama import tiny_model, tiny_tokenizer
 
-from course_utils.exercises import checks, mechanism, solutions
+from course_utils.exercises import checks, feedback, mechanism, solutions
+from course_utils.exercises.hunts import repairs
 
 EXERCISES = list(checks.EXERCISES.values())
 NUMBERS = [exercise.number for exercise in EXERCISES]
@@ -47,9 +52,10 @@ def test_a_value_where_a_function_is_asked():
 @pytest.mark.parametrize("exercise", EXERCISES, ids=NUMBERS)
 def test_the_solution_shown_is_the_one_tested(exercise):
     shown = checks.solution(exercise.number)
-    name = exercise.check.__name__
-    assert repr(shown).startswith(f"def {name}(")
-    namespace = {"__builtins__": __builtins__} | vars(solutions)
+    name = re.match(r"def (\w+)\(", repr(shown))[1]
+    if exercise.recipe is None:
+        assert name == exercise.check.__name__
+    namespace = {"__builtins__": __builtins__} | vars(repairs) | vars(solutions)
     exec(repr(shown), namespace)
     answer = namespace[name]
     exercise.check(answer() if not callable(exercise.answer) else answer)
@@ -61,11 +67,135 @@ def test_an_unknown_exercise_lists_the_known_ones():
         checks.solution("9.9")
 
 
-def test_numbers_are_used_once_and_mistakes_are_required():
+def test_numbers_are_used_once_and_mistakes_and_hints_are_required():
+    card = {"minutes": 5, "difficulty": 1, "trains": "x", "hints": ("one", "two")}
+    three = {"a": 1, "b": 2, "c": 3}
     with pytest.raises(ValueError, match="twice"):
-        mechanism.exercise("1.1", len, {"a": 1, "b": 2})
-    with pytest.raises(ValueError, match="two typical mistakes"):
-        mechanism.exercise("8.8", len, {"a": 1})
+        mechanism.exercise("1.1", len, three, **card)
+    with pytest.raises(ValueError, match="needs 2 typical mistakes"):
+        mechanism.exercise("8.8", len, {"a": 1}, **card)
+    with pytest.raises(ValueError, match="needs 3 typical mistakes"):
+        mechanism.exercise("8.8", len, {"a": 1, "b": 2}, **card, recipe=len)
+    with pytest.raises(ValueError, match="needs two hints"):
+        mechanism.exercise("8.8", len, three, **(card | {"hints": ("one",)}))
+
+
+# --- stubs --------------------------------------------------------------------------
+
+
+def bare(a, b): ...
+
+
+def documented(a, b):
+    """A contract."""
+    ...
+
+
+def passing(a, b):
+    """A contract."""
+    pass
+
+
+def returning(a, b) -> float:
+    return ...
+
+
+@pytest.mark.parametrize("stub", [bare, documented, passing, returning, lambda a: ...])
+def test_an_untouched_def_is_a_stub(stub):
+    assert mechanism.is_stub(stub)
+
+
+def half_done(a, b):
+    total = a + b
+    print(total)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [half_done, lambda a: 1, lambda a: a, lambda a: False, len, 3, ..., lambda a: "x"],
+)
+def test_what_does_something_is_no_stub(attempt):
+    assert not mechanism.is_stub(attempt)
+
+
+def test_an_unfinished_body_is_not_attempted(capsys):
+    def delta(chosen_logps, rejected_logps):
+        odds_ratio = ...
+        return odds_ratio
+
+    checks.delta(delta)
+    assert capsys.readouterr().out == "1.3: not attempted yet\n"
+
+
+# --- type and shape come first ------------------------------------------------------
+
+ODD_RESULTS = {
+    "text": "seven",
+    "tuple": (1, 2, 3, 4, 5, 6, 7, 8, 9),
+    "dict": {"a": 1},
+    "object": object(),
+    "vector": torch.zeros(11),
+    "matrix": torch.zeros(2, 13),
+    "array": np.zeros((3, 17)),
+    "nan": float("nan"),
+    "text list": ["a", "b"],
+    "function": len,
+    "bool": True,
+}
+FUNCTIONS = [each for each in EXERCISES if callable(each.answer)]
+
+
+@pytest.mark.parametrize("kind", ODD_RESULTS)
+@pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda each: each.number)
+def test_a_wrong_type_or_shape_is_feedback(exercise, kind):
+    with pytest.raises(feedback.Feedback) as error:
+        exercise.check(lambda *arguments: ODD_RESULTS[kind])
+    assert "got:" in str(error.value)
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda each: each.number)
+def test_other_arguments_and_errors_are_feedback(exercise):
+    with pytest.raises(feedback.Feedback, match=r"must take \d argument"):
+        exercise.check(lambda a, b, c, d, e, f, g: a)
+
+    def stops(*arguments):
+        return arguments[0] + "1" + undefined  # noqa: F821
+
+    with pytest.raises(feedback.Feedback, match="stopped with") as error:
+        exercise.check(stops)
+    assert '"1" + undefined' in str(error.value)
+
+
+def test_feedback_shows_no_traceback_in_a_notebook():
+    with pytest.raises(feedback.Feedback) as error:
+        checks.delta(lambda chosen, rejected: chosen.mean())
+    (shown,) = error.value._render_traceback_()
+    assert shown.startswith("1.3: the shape is wrong") and "Traceback" not in shown
+
+
+# --- hints --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=NUMBERS)
+def test_hints_come_in_order(exercise, monkeypatch):
+    monkeypatch.setattr(mechanism, "_HINTS_SHOWN", {})
+    first, second, again = (checks.hint(exercise.number) for _ in range(3))
+    assert (first.text, second.text) == exercise.hints == (first.text, again.text)
+    assert checks.hint(exercise.number, 1) == first
+    assert repr(first).startswith(f"Hint 1 of 2 for {exercise.number}: ")
+    assert "<details>" in first._repr_html_()
+
+
+def test_a_second_hint_can_come_first(monkeypatch):
+    monkeypatch.setattr(mechanism, "_HINTS_SHOWN", {})
+    assert checks.hint("1.2", 2).which == 2
+    with pytest.raises(ValueError, match="no hint 3"):
+        checks.hint("1.2", 3)
+    with pytest.raises(ValueError, match=r"no exercise '9\.9'"):
+        checks.hint("9.9")
+
+
+# --- against the libraries ----------------------------------------------------------
 
 
 def test_0_1_agrees_with_the_loss_view():
@@ -89,7 +219,8 @@ def test_0_1_agrees_with_the_loss_view():
 @pytest.mark.parametrize(("pairs", "batch", "accumulation"), [(33, 2, 4), (32, 2, 4)])
 def test_4_2_counts_steps_as_the_trainer_does(pairs, batch, accumulation, tmp_path):
     from datasets import Dataset
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    from course_utils.training import ORPOConfig, ORPOTrainer
 
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = "<|reserved_special_token_0|>"

@@ -32,7 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_model
 from transformers import TrainerCallback
-from trl.experimental.orpo import ORPOTrainer
+from trl_orpo import trl_orpo
 
 from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
 
@@ -208,7 +208,7 @@ def test_equals_trl_with_the_adapter_switched_off(tmp_path):
     for trainer in (theirs, ours):
         batch = trainer.data_collator(group)
         with trainer.model.disable_adapter(), torch.no_grad():
-            loss, _ = trainer.get_batch_loss_metrics(trainer.model, batch, "eval")
+            loss, _ = trainer.get_batch_loss_metrics(trainer.model, batch)
         results.append(loss)
     torch.testing.assert_close(*results, rtol=1e-6, atol=0)
 
@@ -237,7 +237,7 @@ def test_equals_trl_in_mixed_precision_within_its_rounding(tmp_path, base):
     )
     groups = groups_of([2, 2], seed=0)
     exact = make_trainer(
-        ORPOTrainer,
+        trl_orpo().ORPOTrainer,
         tmp_path,
         model=nf4_model(tmp_path) if base == "nf4" else make_model().float(),
         dtype=torch.float32,
@@ -274,8 +274,8 @@ def trained_weights(trainer):
 def assert_same_logs(found, expected, tolerance=1e-6):
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name in ours.keys() - WITH_PADDING:
+        assert ours.keys() >= theirs.keys()
+        for name in theirs.keys() - WITH_PADDING:
             if name.removeprefix("eval_") in WITH_PADDING or "second" in name:
                 continue  # seconds and what follows from them differ, as they should
             if "runtime" in name or "preparation" in name:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from course_utils import chat, evaluation, lab, recorded
-from course_utils.data import mixing, sources, world
-from course_utils.setup import profiles
+from course_utils.data import mixing, world
+from course_utils.lab import ladder, pairs_file
+from course_utils.setup import places, profiles
 
 MEASURES = ("chosen", "rejected", "accuracy")
 
@@ -348,19 +350,74 @@ def test_the_summary_shows_n_seeds_and_intervals():
     assert "–" in cell and "–" not in table.loc["base", "good, sampled"]
 
 
-def test_the_recorded_findings_do_not_rest_on_questions_that_training_asks(mix):
-    """The sweep was recorded before `mixing` left pairs out that a test asks."""
-    trained = set()
-    for card in sources.cards().values():
-        pairs, _ = sources.to_pairs(card, sources.load_rows(card))
-        trained |= {mixing.questions(prompt) for prompt in pairs["prompt"]}
-    new = [mixing.questions(p) not in trained for p in mix.evaluation["prompt"]]
-    new = np.array(new)
-    assert new.sum() == 401
-    for run in recorded.load("lab_findings")["runs"]:
-        for bits in (
-            run["preferred"],
-            *(run[way]["good_bits"] for way in ("sampled", "greedy")),
-        ):
-            values = np.array([bit == "1" for bit in bits])
-            assert abs(values.mean() - values[new].mean()) < 0.02, run["name"]
+# --- the ladder ---------------------------------------------------------------------
+
+RUNGS = [*lab.RUNGS]
+FROM = "+ β 0.5"
+
+
+def good_bits(run):
+    return run["sampled"]["good_bits"]
+
+
+def test_the_record_of_the_ladder_is_of_the_sweep_in_the_code():
+    (code,) = lab.ladder_jobs(5, "folder")
+    record = recorded.load("ladder")
+    kept = {(run["name"], run["seed"]): run for run in record["runs"]}
+    assert len(kept) == len(record["runs"]) == len(code)
+    for job in code:
+        run = kept[job["name"], job["seed"]]
+        for key in job.keys() - {"base"}:
+            assert run[key] == job[key], (job["name"], key)
+        assert run["n"] == 420 == len(run["preferred"])
+
+
+def test_every_rung_changes_what_it_names_and_nothing_else():
+    settings = ladder.ladder_settings()
+    for before, after in pairwise(RUNGS):
+        changed = {k for k, v in settings[after].items() if settings[before][k] != v}
+        assert changed == lab.RUNGS[after].keys()
+    for name, change in lab.TAKEN_BACK.items():
+        different = {k for k, v in settings[name].items() if settings[FROM].get(k) != v}
+        assert different == change.keys()
+
+
+def test_the_article_s_loss_may_fall_while_preference_stands_still():
+    for run in lab.recorded("+ learning rate 8e-5", "ladder"):
+        first, last = run["log"][0], run["log"][-1]
+        assert last["loss"] < first["loss"] - 1
+        assert abs(run["curve"][-1]["accuracy"] - run["curve"][0]["accuracy"]) < 0.05
+        assert abs(last["rewards/margins"]) < 0.01
+
+
+def test_only_rate_and_chat_tokens_are_indispensable():
+    start = lab.recorded(FROM, "ladder")
+    effects = {
+        name: lab.effect(start, lab.recorded(name, "ladder"), good_bits)
+        for name in lab.TAKEN_BACK
+    }
+    worst = sorted(effects, key=lambda name: effects[name].value)[:3]
+    assert all("learning rate" in name or "chat tokens" in name for name in worst)
+    assert effects["without: β 0.5 (0.1)"].high < 0
+    twice = effects["without: prompt counted once"]
+    assert twice.low < 0 < twice.high
+
+
+def test_an_effect_compares_each_prompt_with_itself():
+    before = [{"bits": "1100"}, {"bits": "1000"}]
+    after = [{"bits": "1110"}, {"bits": "1010"}]
+    value = lab.effect(before, after, lambda run: run["bits"])
+    assert (value.value, value.n) == (0.25, 4)
+    assert value.low <= 0.25 <= value.high
+
+
+def test_an_effect_that_never_shows_is_no_proof_of_none():
+    runs = [{"bits": "0" * 420}] * 3
+    value = lab.effect(runs, runs, lambda run: run["bits"])
+    assert value.value == 0 and value.low == -value.high and 0.005 < value.high < 0.02
+
+
+def test_the_recipe_s_pairs_are_those_of_the_mix():
+    """Notebook 08 reads them without the package: `python -m ...lab.pairs_file`."""
+    path = places.checkout() / "notebooks" / "pairs.jsonl"
+    assert path.read_text(encoding="utf-8").splitlines() == pairs_file.lines()

@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny_llama import tiny_model, tiny_tokenizer
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl_orpo import trl_orpo
 
 from course_utils import lab, models
 from course_utils.evaluation.benchmarks import __main__ as benchmarks_command
@@ -317,9 +317,9 @@ def qlora_trainer(checkpoint, folder, learning_rate=8e-5):
     model, tokenizer = models.load_base(profile("l4", checkpoint))
     tokenizer.pad_token = "<|reserved_special_token_0|>"
     row = {"prompt": "What is 47 + 38?", "chosen": " 85", "rejected": " 75"}
-    return ORPOTrainer(
+    return trl_orpo().ORPOTrainer(
         model=model,
-        args=ORPOConfig(
+        args=trl_orpo().ORPOConfig(
             output_dir=str(folder),
             max_steps=2,
             learning_rate=learning_rate,

@@ -22,17 +22,17 @@ SCRIPT = """
 
     profile, reason = profiles.choose({"COURSE_PROFILE": "cpu"})
     STAY_OFFLINE
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     from course_utils import chat, lab, models
     from course_utils.data import mixing
+    from course_utils.training import ORPOConfig, ORPOTrainer
 
     model, tokenizer = models.load_base(profile)
     chat.use_llama3_chat(tokenizer)
     pairs = mixing.build(profile.data).train.select(range(8))
     pairs = pairs.select_columns(["prompt", "chosen", "rejected"])
     arguments = lab.trainer_arguments(1e-4, 1, 0, OUT)
-    config = ORPOConfig(remove_unused_columns=False, **arguments)
+    config = ORPOConfig(**arguments)
     trainer = ORPOTrainer(
         model, config, train_dataset=pairs, processing_class=tokenizer
     )

@@ -7,7 +7,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_model, tiny_tokenizer
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl_orpo import trl_orpo
 
 from course_utils import orpo
 
@@ -228,7 +228,7 @@ def test_mean_logps_shifts_and_ignores():
 def test_equals_trl_on_log_probs(pairs):
     chosen, rejected = (column.float() for column in columns(pairs))
     stub = SimpleNamespace(beta=0.1, accelerator=SimpleNamespace(device="cpu"))
-    weighted = ORPOTrainer.odds_ratio_loss(stub, chosen, rejected)[
+    weighted = trl_orpo().ORPOTrainer.odds_ratio_loss(stub, chosen, rejected)[
         0
     ]  # beta * log sigmoid, no minus
     torch.testing.assert_close(
@@ -257,7 +257,7 @@ def trainer(tmp_path_factory):
     tokenizer.pad_token = "<|reserved_special_token_0|>"
     model = tiny_model(len(tokenizer))
     assert model.num_parameters() < 20_000
-    args = ORPOConfig(
+    args = trl_orpo().ORPOConfig(
         output_dir=str(tmp_path_factory.mktemp("orpo")),
         beta=0.3,
         max_length=48,  # cuts the longest answer
@@ -270,7 +270,7 @@ def trainer(tmp_path_factory):
     rows = Dataset.from_list(
         [dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in ROWS]
     )
-    return ORPOTrainer(
+    return trl_orpo().ORPOTrainer(
         model=model, args=args, train_dataset=rows, processing_class=tokenizer
     )
 

@@ -1,7 +1,6 @@
 """Figures: what is drawn is what was given, in the colours that mean it."""
 
 import matplotlib
-import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
@@ -91,13 +90,12 @@ def test_a_waterfall_falls_from_all_rows_to_what_is_kept(ax):
     assert hatches[0] == hatches[3] != hatches[1] == hatches[2]
 
 
-def test_a_heat_map_writes_every_number_into_its_cell(ax):
-    counts = pd.DataFrame([[8, 0], [1, 1200]], index=["a", "b"], columns=["a", "b"])
-    assert plots.heat_map(ax, counts, "t") is ax
-    assert [text.get_text() for text in ax.texts] == ["8", "0", "1", "1,200"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
-    assert ax.texts[3].get_color() == "white" and ax.texts[1].get_color() == "black"
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("near copies in", "pairs of")
+def test_the_road_to_orpo_draws_a_box_per_model_and_names_every_stage(ax):
+    assert plots.road_to_orpo(ax) is ax
+    assert len(ax.patches) == sum(models for _, _, models, _ in plots.ROAD) == 9
+    written = {text.get_text() for text in ax.texts}
+    for name, data, _, stages in plots.ROAD:
+        assert {name, "\n+ ".join(data), *stages} <= written
 
 
 def test_chosen_and_rejected_stand_side_by_side(ax):

@@ -52,7 +52,7 @@ def test_a_good_set_up_passes(lab, versions):
     assert {f.verdict for f in report.findings} <= {"ok", "warning"}
     assert report.headline.startswith("profile cpu: no CUDA GPU (")
     for text in (str(report), report._repr_html_()):
-        assert "trl 1.16.0" in text and "the course's own" in text.replace(
+        assert f"trl {versions['trl']}" in text and "the course's own" in text.replace(
             "&#x27;", "'"
         )
 
@@ -63,9 +63,10 @@ def test_the_report_shows_no_path_of_this_machine(lab, versions):
 
 def test_the_wrong_trl_is_named_with_the_command(lab, versions):
     versions["trl"] = "1.15.0"
-    with pytest.raises(PreflightError, match=r"trl: is 1\.15\.0.*==1\.16\.0") as error:
+    (trl,) = [each for each in preflight.requirements() if each.name == "trl"]
+    with pytest.raises(PreflightError, match=r"trl: is 1\.15\.0.*1\.16") as error:
         run(versions)
-    assert 'pip install "trl==1.16.0"' in str(error.value)
+    assert f'pip install "trl{trl.specifier}"' in str(error.value)
 
 
 def test_every_problem_is_listed_at_once(lab, versions):
@@ -147,19 +148,17 @@ def test_an_old_python_is_a_problem(lab, versions, monkeypatch):
         run(versions)
 
 
-def test_a_trl_without_orpo_is_a_problem(lab, versions, monkeypatch, tmp_path):
+def test_a_trl_without_orpo_will_do(lab, versions, monkeypatch, tmp_path):
     spec = importlib.machinery.ModuleSpec("trl", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(PreflightError, match=r"experimental\.orpo: is missing.*trl==1"):
-        run(versions)
+    assert "recorded" in str(run(versions))
 
 
-def test_a_trl_that_does_not_import_is_a_problem(lab, versions, monkeypatch):
+def test_a_trl_whose_orpo_does_not_import_will_do(lab, versions, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl.experimental.orpo", None)
-    run(versions)
-    with pytest.raises(PreflightError, match="does not import"):
-        run(versions, thorough=True)
+    assert "does not import" not in str(run(versions))
+    assert "does not import" in str(run(versions, thorough=True))
 
 
 def test_minutes_come_from_the_committed_notebooks(

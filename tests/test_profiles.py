@@ -54,6 +54,13 @@ def test_course_profile_overrides():
     assert profile.name == "l4" and "COURSE_PROFILE" in reason
 
 
+def test_what_is_asked_for_wins_over_the_variables(tmp_path):
+    environ = {"COURSE_PROFILE": "l4", "COURSE_DATA": "world"}
+    chosen, reason = profiles.choose(environ, CPU, profile="cpu", data=str(tmp_path))
+    assert (chosen.name, chosen.data) == ("cpu", str(tmp_path))
+    assert reason == f"as asked; data from {tmp_path}"
+
+
 def test_an_unknown_profile_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'h100'.*cpu, t4, l4, a100"):
         profiles.choose({"COURSE_PROFILE": "h100"}, CPU)

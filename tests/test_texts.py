@@ -21,6 +21,9 @@ SAME = {
     "bidirectional marks": "\u202a" + CAFE + "\u202c",
     "grapheme joiner": CAFE.replace("est", "e\u034fst"),
     "variation selector": CAFE.replace("5", "5\ufe0f"),
+    "a joiner before the accent": unicodedata.normalize("NFD", CAFE).replace(
+        "\u0301", "\u200d\u0301"
+    ),
     "all of it": "\u2060 " + unicodedata.normalize("NFD", CAFE.upper()) + "\u3000",
 }
 OTHER = {

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +16,15 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_llama import tiny_model
 from transformers import AutoTokenizer
 
 from course_utils import lab
+from course_utils.data import mixing
 from course_utils.setup import profiles
 from course_utils.training import __main__ as command
-from course_utils.training import lost, options, run
+from course_utils.training import lost, options, preparing, reading, resilience, run
 from course_utils.training.batches import Shares, share
 
 FSDP_ON_CPU = Path(__file__).parent / "helpers" / "train_fsdp_on_cpu.py"
@@ -44,7 +47,7 @@ def base(tmp_path_factory):
 def pairs(tmp_path_factory):
     """A file with 40 pairs of the lab."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    rows = run.mixing.build().train.select_columns(list(run.COLUMNS)).select(range(40))
+    rows = mixing.build().train.select_columns(list(reading.COLUMNS)).select(range(40))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -78,6 +81,21 @@ def train_here(base, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_BASE_MODEL", str(base))
         return run.run(parsed, options.choose_profile(parsed).profile)
+
+
+@pytest.fixture
+def command_here(base, monkeypatch, capsys):
+    """The command in this process: (its status, what it said on stderr)."""
+    monkeypatch.setenv("COURSE_BASE_MODEL", str(base))
+    monkeypatch.setattr(profiles, "stay_offline", lambda: None)  # the tests are
+    monkeypatch.setattr(command.quiet, "hide_library_chatter", lambda: None)
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = command.main(["--profile", "cpu", *map(str, arguments)])
+        return status, capsys.readouterr().err
+
+    return call
 
 
 def launch(base, config, script, *arguments):
@@ -159,9 +177,11 @@ def test_what_a_run_leaves_behind(alone, base):
 
 def test_a_finished_run_is_not_overwritten(alone, base, asked):
     before = (alone.folder / "run.json").read_bytes()
-    with pytest.raises(ValueError, match="holds a run already. Go on with it by --res"):
+    with pytest.raises(
+        ValueError, match="holds a run already .*run.json.* Go on with it by --res"
+    ):
         train_here(base, *asked, *FAST, "--output", alone.folder)
-    with pytest.raises(ValueError, match="was begun with seed 0, and now it is 1"):
+    with pytest.raises(ValueError, match="other settings: seed 0 -> 1. Resume"):
         train_here(
             base, *asked, *FAST, "--output", alone.folder, "--resume", "--seed", 1
         )
@@ -178,6 +198,260 @@ def test_pairs_come_from_the_mix_by_default(base, tmp_path):
     steps = ["--profile", "cpu", "--pairs", 9, "--save-steps", 0]
     record = train_here(base, *steps, "--output", tmp_path)
     assert record["pairs"] == 8 and record["steps"] == 1  # whole steps only
+
+
+# ---- what is asked for on a resume ----
+
+
+@pytest.fixture
+def begun(alone, tmp_path):
+    """A run that goes on from step 8 of 10."""
+    folder = tmp_path / "run"
+    shutil.copytree(alone.folder, folder)
+    shutil.rmtree(folder / f"checkpoint-{STEPS}")
+    for name in ("run.json", "adapter_model.safetensors"):
+        (folder / name).unlink()
+    return folder
+
+
+CHANGES = {
+    "--beta 0.25": "beta 0.5 -> 0.25",
+    "--learning-rate 1e-3": "learning_rate 0.01 -> 0.001",
+    "--seed 7": "seed 0 -> 7",
+    "--batch-size 4": "batch_size 8 -> 4",
+    "--micro-batch 4": "micro_batch 2 -> 4",
+    "--steps 20": "steps 10 -> 20",
+    "--optim sgd": "optim adamw_torch -> sgd",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.promise("--resume with other settings", "refused, naming old and new")
+def test_changed_settings_are_named_and_refused(change, asked, begun, command_here):
+    status, said = command_here(
+        *asked, *FAST, "--output", begun, "--resume", *change.split()
+    )
+    assert status == 1 and CHANGES[change] in said and said.count("\n") == 1
+
+
+@pytest.mark.promise("--resume with other data, base or adapter", "refused, named")
+def test_changed_files_are_named_and_refused(
+    asked, alone, base, begun, pairs, command_here, monkeypatch, tmp_path
+):
+    again = [*asked, *FAST, "--output", begun, "--resume"]
+    other = tmp_path / "pairs.jsonl"
+    other.write_text(pairs.read_text().replace(" the ", " a "))
+    status, said = command_here(*again, "--pairs-file", other)
+    assert status == 1 and re.search(r"pairs_sha256 \w+ -> \w+", said)
+    status, said = command_here(*again, "--adapter", alone.folder)
+    assert status == 1 and re.search(r"adapter None -> \w+", said)
+    trained = shutil.copytree(base, tmp_path / base.name)
+    weights = load_file(trained / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    save_file(weights, trained / "model.safetensors", {"format": "pt"})
+    monkeypatch.setenv("COURSE_BASE_MODEL", str(trained))
+    status, said = command_here(*again)
+    assert status == 1
+    assert re.search(rf"base_model {base.name} \(\w+\) -> {base.name} \(\w+\)", said)
+
+
+@pytest.mark.promise("--resume with another trainer or lever", "named, and it goes on")
+def test_another_trainer_or_lever_is_named(asked, alone, base, begun, capsys):
+    train_here(base, *asked, "--lever", "packing=false", "--output", begun, "--resume")
+    said = capsys.readouterr().out
+    assert "lever packing True -> False, lever token_budget 200 -> 4096 since" in said
+    assert_same(begun, alone)
+    shutil.rmtree(begun / f"checkpoint-{STEPS}")
+    again = [*asked, "--trainer", "stock", "--output", begun, "--resume"]
+    train_here(base, *again)
+    assert "trainer fast -> stock since checkpoint-8" in capsys.readouterr().out
+    assert_same(begun, alone)
+
+
+@pytest.mark.promise("the output folder holds another run", "refused, with what to do")
+def test_a_foreign_checkpoint_is_not_resumed(asked, alone, command_here, tmp_path):
+    for names in (
+        ["checkpoint-8"],
+        ["adapter_model.safetensors"],
+        ["run.json"],
+        ["settings.json"],
+    ):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        for name in names:
+            copy = shutil.copytree if "check" in name else shutil.copy
+            copy(alone.folder / name, folder / name)
+        status, said = command_here(*asked, *FAST, "--output", folder)
+        assert status == 1 and f"holds a run already ({names[0]})" in said
+        assert "Go on with it by --resume, or name another folder" in said
+        assert [path.name for path in folder.iterdir()] == names
+    other = [*asked, *FAST, "--beta", "0.3", "--resume", "--output"]
+    status, said = command_here(*other, tmp_path / "checkpoint-8")
+    assert status == 1 and "checkpoint-8 was begun with other settings: beta" in said
+    status, said = command_here(*other, tmp_path / "adapter_model.safetensors")
+    assert status == 1 and "no checkpoint to go on from" in said
+
+
+@pytest.mark.promise("no checkpoint is whole", "an error that names what is wrong")
+def test_without_a_whole_checkpoint_nothing_is_begun(asked, begun, command_here):
+    (begun / "checkpoint-8" / "optimizer.pt").write_bytes(b"")
+    status, said = command_here(*asked, *FAST, "--output", begun, "--resume")
+    assert status == 1 and "none is whole; checkpoint-8: optimizer.pt" in said
+    (begun / "settings.json").write_text("{")
+    status, said = command_here(*asked, *FAST, "--output", begun, "--resume")
+    assert status == 1 and "settings.json cannot be read as settings" in said
+
+
+# ---- one line, or a traceback ----
+
+
+@pytest.mark.promise("an adapter that came in broken", "refused before training")
+def test_an_adapter_that_came_in_broken_is_refused(
+    asked, alone, command_here, tmp_path
+):
+    adapter = shutil.copytree(alone.folder, tmp_path / "adapter")
+    path, out = adapter / "adapter_model.safetensors", tmp_path / "out"
+    again = [*asked, "--adapter", adapter, "--output", out]
+    weights = load_file(path)
+    name = next(name for name in weights if "lora_B" in name)
+    weights[name][0, 0] = float("inf")
+    save_file(weights, path)
+    status, said = command_here(*again)
+    assert status == 1 and said.count("\n") == 1
+    assert "came in broken" in said and f"infinite values, in {name}" in said
+    weights[name] = torch.zeros(3, 16)
+    save_file(weights, path)
+    status, said = command_here(*again)
+    assert status == 1 and "does not fit this base model" in said
+    assert said.count("\n") == 1
+    path.rename(adapter / "adapter_model.bin")
+    status, said = command_here(*again)
+    assert status == 1 and "there is no adapter_model.safetensors" in said
+    assert not out.exists()
+
+
+@pytest.mark.promise("a base model with broken weights", "named before the first step")
+def test_a_base_that_came_in_broken_is_named(
+    asked, base, command_here, monkeypatch, tmp_path
+):
+    broken = shutil.copytree(base, tmp_path / "base")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    monkeypatch.setenv("COURSE_BASE_MODEL", str(broken))
+    for trainer in ("fast", "stock"):
+        again = [*asked, "--trainer", trainer, "--output", tmp_path / trainer]
+        status, said = command_here(*again)
+        assert status == 1 and said.count("\n") == 1
+        assert (
+            "The base model came in broken" in said and "layers.1.mlp.up_proj" in said
+        )
+
+
+@pytest.mark.promise("Ctrl-C", "one line that says what is kept, status 130")
+def test_ctrl_c_says_what_is_kept(
+    asked, base, alone, command_here, monkeypatch, tmp_path
+):
+    out = tmp_path / "run"
+    logged = run.Progress.on_log
+
+    def stop_at(step):
+        def on_log(self, args, state, control, **rest):
+            logged(self, args, state, control, **rest)
+            if state.global_step == step:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(run.Progress, "on_log", on_log)
+
+    stop_at(1)
+    status, said = command_here(*asked, *FAST, "--output", out)
+    assert (status, said.count("\n")) == (130, 1)
+    assert said.startswith("Stopped. No checkpoint had been saved yet")
+    stop_at(5)
+    status, said = command_here(*asked, *FAST, "--output", out, "--resume")
+    assert (status, said.count("\n")) == (130, 1)
+    assert said.startswith(f"Stopped. Kept: {out / 'checkpoint-4'}. The same command")
+    monkeypatch.setattr(run.Progress, "on_log", logged)
+    assert command_here(*asked, *FAST, "--output", out, "--resume")[0] == 0
+    assert_same(out, alone)
+    assert not (out / ".lock").exists() and not (out / ".unfinished").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_ctrl_c_in_an_import_ends_in_words():
+    """numpy, imported by torch, makes a RecursionError of the KeyboardInterrupt."""
+    script = (
+        "import signal, time\n"
+        "from course_utils.training import lost\n"
+        "with lost.end_in_words_on_ctrl_c('Stopped.', 130):\n"
+        "    try:\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    except BaseException as error:\n"
+        "        raise RecursionError from error\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert (ended.returncode, ended.stderr) == (130, b"Stopped.\n")
+
+
+def test_a_bug_shows_its_traceback(asked, command_here, monkeypatch, tmp_path):
+    def bug(job):
+        torch.zeros(2).view(3)
+
+    def other_bug(job):
+        int("three")
+
+    monkeypatch.setattr(run, "train", other_bug)
+    status, said = command_here(*asked, "--output", tmp_path / "a")
+    assert status == 1 and "Traceback" in said and 'int("three")' in said
+    monkeypatch.setattr(run, "train", bug)
+    with pytest.raises(RuntimeError, match="shape"):
+        command_here(*asked, "--output", tmp_path / "b")
+
+
+# ---- two runs, one folder ----
+
+
+@pytest.mark.promise("two runs in one output folder", "the second is refused at once")
+def test_a_second_run_in_a_folder_is_refused(asked, command_here, tmp_path):
+    for more in ([], ["--resume"]):
+        with resilience.locked(tmp_path / "run"):
+            status, said = command_here(*asked, "--output", tmp_path / "run", *more)
+            assert status == 1 and said.count("\n") == 1
+            assert f"Another process (pid {os.getpid()} on " in said
+    assert not (tmp_path / "run").exists()
+
+
+# ---- the disk ----
+
+
+@pytest.mark.promise(
+    "the disk is full at the final save", "the last checkpoint has all"
+)
+def test_a_full_disk_at_the_end_loses_nothing(
+    asked, base, alone, command_here, monkeypatch, tmp_path
+):
+    """The system itself refuses: no file of this process may grow beyond a limit."""
+    resource = pytest.importorskip("resource", reason="the system has no such limit")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    out, save = tmp_path / "run", run.resilience.save_adapter
+
+    def save_adapter(*arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            save(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(run.resilience, "save_adapter", save_adapter)
+    status, said = command_here(*asked, *FAST, "--output", out)
+    assert status == 1 and said.count("\n") == 1
+    assert "No room for the adapter" in said
+    assert f"Kept: checkpoint-{STEPS}, from which --resume goes on" in said
+    left = sorted(path.name for path in out.iterdir() if path.suffix != ".md")
+    assert left == [f"checkpoint-{STEPS}", "checkpoint-8", "settings.json"]
+    monkeypatch.setattr(run.resilience, "save_adapter", save)
+    assert command_here(*asked, *FAST, "--output", out, "--resume")[0] == 0
+    assert_same(out, alone)
 
 
 # ---- two processes ----
@@ -224,7 +498,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(alone, base, asked, tmp_p
 def test_fsdp2_equals_one_process_and_its_adapter_loads_on_one(
     alone, base, asked, tmp_path
 ):
-    script = [str(FSDP_ON_CPU), *asked, *FAST, "--save-steps", "0"]
+    script = [str(FSDP_ON_CPU), *asked, *FAST, "--save-steps", str(STEPS)]
     finished(launch(base, "fsdp", script, "--output", tmp_path))
     assert_same(tmp_path, alone)
     record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
@@ -232,13 +506,15 @@ def test_fsdp2_equals_one_process_and_its_adapter_loads_on_one(
     tokens = [process["tokens"] for process in record["by_process"]]
     assert sum(tokens) == alone.record["by_process"][0]["tokens"]
     PeftModel.from_pretrained(lab.load_base(base)[0], tmp_path)
+    last = resilience.last_whole_checkpoint(tmp_path)
+    assert Path(last).name == f"checkpoint-{STEPS}"
 
 
 def test_a_process_that_waits_in_a_library_ends_when_told(tmp_path):
     script = (
         "import torch\n"
         "from course_utils.training import lost\n"
-        "lost.end_in_words_when_told('ended: go on with --resume')\n"
+        "lost.end_in_words_on_sigterm('ended: go on with --resume')\n"
         "print('ready', flush=True)\n"
         "a = torch.randn(9000, 9000)\n"
         "a @ a @ a @ a\n"
@@ -304,17 +580,11 @@ def test_a_launch_that_cannot_share_ends_in_one_sentence(
     monkeypatch.setenv("COURSE_BASE_MODEL", str(base))
     monkeypatch.setattr(profiles, "stay_offline", lambda: None)  # the tests are
     monkeypatch.setenv("WORLD_SIZE", "3")
-    status = command._train(parsed_with_command(*asked, "--output", tmp_path), "0")
-    assert status == 1
+    parsed = options.parse([*asked, "--output", str(tmp_path)])
+    assert command._train(parsed, "0") == 1
     said = capsys.readouterr().err
-    assert said.startswith("ValueError: 8 pairs a step cannot be shared by 3")
+    assert said.startswith("8 pairs a step cannot be shared by 3")
     assert said.count("\n") == 1 and list(tmp_path.iterdir()) == []
-
-
-def parsed_with_command(*arguments):
-    parsed = options.parse(list(map(str, arguments)))
-    parsed.command = "test"
-    return parsed
 
 
 # ---- the command line, the configurations ----
@@ -323,20 +593,69 @@ def parsed_with_command(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--output is missing"),
-        (["--output", "x", "--steps", "0"], "must be at least 1"),
-        (["--output", "x", "--profile", "h100"], "invalid choice: 'h100'"),
-        (["--output", "x", "--save-steps", "-1"], "must be 0 or more"),
-        (
-            ["--output", "x", "--trainer", "stock", "--lever", "packing=false"],
-            "fast settings",
-        ),
+        ("", "--output is missing"),
+        ("--steps 0", "--steps: must be a whole number of at least 1, got '0'"),
+        ("--steps 1e3", "--steps: must be a whole number"),
+        ("--steps 99999999999999999999", "--steps: must be a whole number"),
+        ("--batch-size -8", "--batch-size: must be a whole number"),
+        ("--micro-batch 1.5", "--micro-batch: must be a whole number"),
+        ("--pairs nan", "--pairs: must be a whole number"),
+        ("--logging-steps 0", "--logging-steps: must be a whole number"),
+        ("--save-steps -1", "--save-steps: must be a whole number of at least 0"),
+        ("--seed -1", "--seed: must be a whole number from 0"),
+        ("--seed 4294967296", "--seed: must be a whole number from 0"),
+        ("--learning-rate inf", "--learning-rate: must be a finite number above 0"),
+        ("--learning-rate nan", "--learning-rate: must be a finite number"),
+        ("--learning-rate=-1e-5", "--learning-rate: must be a finite number"),
+        ("--learning-rate 0", "--learning-rate: must be a finite number"),
+        ("--learning-rate fast", "--learning-rate: must be a finite number"),
+        ("--beta -1", "--beta: must be a finite number of at least 0, got '-1'"),
+        ("--beta nan", "--beta: must be a finite number"),
+        ("--beta 1e999", "--beta: must be a finite number"),
+        ("--profile h100", "invalid choice: 'h100'"),
+        ("--trainer stock --lever packing=false", "fast settings"),
     ],
 )
+@pytest.mark.promise(
+    "a number that makes no sense: infinite, NaN, negative, 0 where it means nothing",
+    "refused where it enters, in a line that names it, with status 2",
+)
 def test_a_command_that_makes_no_sense_ends_with_its_reason(arguments, message, capsys):
+    output = ["--output", "x"] if arguments else []
     with pytest.raises(SystemExit) as error:
-        options.parse(arguments)
+        options.parse([*output, *arguments.split()])
     assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_beta_of_zero_is_plain_fine_tuning():
+    assert options.parse(["--output", "x", "--beta", "0"]).beta == 0
+
+
+@pytest.mark.parametrize(
+    ("lever", "message"),
+    [
+        ("x=abc", "--lever x=abc: give NAME=VALUE, NAME one of shared_prefix"),
+        ("packing", "--lever packing: give NAME=VALUE"),
+        ("token_budget=abc", "token_budget must be a whole number, got 'abc'"),
+        ("token_budget=0", "token_budget must be at least 1"),
+        ("token_budget=1.5", "token_budget must be a whole number, got 1.5"),
+        ("token_budget=true", "token_budget must be a whole number, got True"),
+        ("packing=1", "packing must be true or false, got 1"),
+        ("head_tile=many", "head_tile must be a whole number or null"),
+        ("attention=flash", "attention must be 'auto', 'varlen'"),
+        ("activation_gib=-1", "activation_gib must be >= 0"),
+        ("activation_gib=Infinity", "activation_gib must be >= 0"),
+        ("activation_gib=NaN", "activation_gib must be >= 0"),
+        ("cuda_graphs=maybe", "cuda_graphs must be true or false or 'auto'"),
+        ('compile_layers=["a"]', "compile_layers must be true or false or a name"),
+    ],
+)
+def test_a_lever_that_makes_no_sense_ends_in_one_line(
+    lever, message, command_here, tmp_path
+):
+    status, said = command_here("--output", tmp_path / "x", "--lever", lever)
+    assert status == 2 and message in said and said.count("\n") == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_levers_are_named_and_typed():
@@ -348,20 +667,20 @@ def test_levers_are_named_and_typed():
         "--lever",
         "attention=sdpa",
     ]
-    found = run.fast_config(options.parse(["--output", "x", *given]))
+    found = options.fast_config(options.parse(["--output", "x", *given]))
     assert (found.token_budget, found.packing, found.attention) == (512, False, "sdpa")
     with pytest.raises(ValueError, match="--lever speed=9: give NAME=VALUE.*packing"):
-        run.fast_config(options.parse(["--output", "x", "--lever", "speed=9"]))
+        options.fast_config(options.parse(["--output", "x", "--lever", "speed=9"]))
 
 
 def test_a_file_of_pairs_that_is_none_is_refused_with_its_line(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": []}\n{"prompt"\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"pairs.jsonl, line 2 is not JSON"):
-        run.read_json_lines(path)
+        reading.read_json_lines(path)
     path.write_text("[1]\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is not an object"):
-        run.read_json_lines(path)
+        reading.read_json_lines(path)
     missing = ["--output", "x", "--pairs-file", str(tmp_path / "none.jsonl")]
     with pytest.raises(FileNotFoundError, match="There is no file .*none.jsonl"):
         options.choose_profile(options.parse(missing))
@@ -403,4 +722,4 @@ def test_what_fsdp_cannot_do_is_refused(environment, arguments, message, monkeyp
     if asked.sixteen_bit:
         profile = profiles.replace(profile, nf4=False)
     with pytest.raises(ValueError, match=message):
-        run.require_fsdp_to_fit(asked, profile)
+        preparing.require_fsdp_to_fit(asked, profile)

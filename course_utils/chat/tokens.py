@@ -58,17 +58,25 @@ def scored_ids(labels: Sequence[int]) -> list[int]:
     return [label for label in labels if label != IGNORE_INDEX]
 
 
-def tokenize_pair(tokenizer, pair: dict, max_length: int) -> TokenizedPair:
+def tokenize_pair(
+    tokenizer, pair: dict, max_length: int, **template_arguments
+) -> TokenizedPair:
     """Tokenise a pair as TRL 1.16's ORPOTrainer does.
 
     tokenizer: with a chat template.
     pair: {"prompt": [messages], "chosen": [one assistant message], "rejected": [one
         assistant message]}; other keys are ignored.
     max_length: tokens of prompt and answer together; only the answer is cut.
+    template_arguments: further ones of apply_chat_template, such as tools.
     Returns: TokenizedPair. A prompt of max_length tokens or more leaves no answer.
     Raises: ValueError if the tokens do not show where the answer begins.
     """
-    prompt, chosen, rejected = _render(tokenizer, pair)
+    texts = _render(tokenizer, pair, **template_arguments)
+    return tokenize_texts(tokenizer, *texts, max_length)
+
+
+def tokenize_texts(tokenizer, prompt, chosen, rejected, max_length):
+    """The same of texts: prompt, and prompt and answer together for either side."""
     prompt_ids = _encode(tokenizer, prompt)
     chosen_head, chosen_ids = _split(prompt_ids, _encode(tokenizer, chosen))
     rejected_head, rejected_ids = _split(prompt_ids, _encode(tokenizer, rejected))
@@ -107,15 +115,21 @@ def pair_lengths(tokenizer, pairs: Iterable[dict]) -> list[int]:
     return lengths
 
 
-def _render(tokenizer, pair):
+def _render(tokenizer, pair, **template_arguments):
     """The text of the prompt, and of the conversation with either answer."""
+    # A prompt that ends with the assistant's words is one that the answer continues.
+    open_turn = pair["prompt"][-1]["role"] == "assistant"
     prompt = tokenizer.apply_chat_template(
-        pair["prompt"], tokenize=False, add_generation_prompt=True
+        pair["prompt"],
+        tokenize=False,
+        add_generation_prompt=not open_turn,
+        continue_final_message=open_turn,
+        **template_arguments,
     )
     conversations = []
     for side in ("chosen", "rejected"):
         text = tokenizer.apply_chat_template(
-            pair["prompt"] + pair[side], tokenize=False
+            pair["prompt"] + pair[side], tokenize=False, **template_arguments
         )
         # Some templates end the generation prompt with text that no written answer
         # begins with.

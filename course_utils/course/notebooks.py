@@ -20,7 +20,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course_utils.recorded import on_gpu
-from course_utils.setup import places
+from course_utils.setup import folders, places
 
 # What a machine writes about itself (display names, patch versions) would change from
 # one author to the next; GitHub and Jupyter need no more than this.
@@ -246,18 +246,9 @@ def write(notebook, path):
 
 
 def write_text(path, text):
-    """Write a text file so that a stop in between leaves the old file, not half a one.
-
-    path: Path; its folder is made. Raises: OSError if the disk is full or read-only;
-    the file is then as it was.
-    """
+    """As folders.write_text; the file's folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    folders.write_text(path, text)
 
 
 # --- what a notebook says of itself -------------------------------------------------

@@ -11,12 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sized
 
 _WORD = re.compile(r"\w+")
-# What a reader cannot see, besides Unicode's category Cf (zero-width space and joiner,
-# soft hyphen, byte order mark): grapheme joiner, Hangul and Khmer fillers, variation
-# selectors.
+# What a reader cannot see: soft hyphen, zero-width space and joiner, byte order mark,
+# variation selectors. Source: Unicode's property Default_Ignorable_Code_Point.
 _INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0"
-    "\U000e0100-\U000e01ef]"
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 # Tokens of Llama 3's and ChatML's templates: written out in a text they would open or
 # end a turn.
@@ -45,11 +45,9 @@ def normalise(text: str) -> str:
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
     # Case folding can leave a form that NFKC would compose.
-    text = unicodedata.normalize("NFKC", text)
-    seen = (c for c in _INVISIBLE.sub("", text) if unicodedata.category(c) != "Cf")
-    return " ".join("".join(seen).split())
+    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def same_text(one: str, other: str) -> bool:
@@ -64,7 +62,11 @@ def is_blank(text: str | None) -> bool:
 
 def is_unicode(text: str) -> bool:
     """Can the text be written as UTF-8? Half of a surrogate pair cannot."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def control_pattern(special_tokens: Iterable[str] = ()) -> re.Pattern:

@@ -1,5 +1,6 @@
-"""The exercises: their checks and their tested solutions.
+"""The exercises, hunts and quizzes, which a notebook reaches through `checks`.
 
-`from course_utils.exercises import checks` gives a notebook every check. One module per
-topic holds the checks; `mechanism` says how an exercise is registered.
+One module per topic holds the exercises' checks, `hunts` the hunts, `quizzes` the
+questions. `mechanism` says how to add an exercise or a hunt. No module here knows the
+notebooks: tests compare their cards, stubs and recipes with what is registered.
 """

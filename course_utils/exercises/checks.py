@@ -1,8 +1,8 @@
-"""Exercises: their checks, their tested solutions.
+"""Every check, and what helps with it: hints, solutions, quizzes, the map.
 
-Knows: which exercises there are. In a notebook, `checks.mask_prompt(mask_prompt)`
-checks an attempt, and `checks.solution("1.2")` shows a solution.
-Does not know: the notebooks.
+In a notebook, `checks.mask_prompt(mask_prompt)` checks an attempt, `checks.hint("1.2")`
+gives a hint, `checks.solution("1.2")` shows a solution, and `checks.quiz("01")` asks
+five questions.
 """
 
 from course_utils.exercises.comparing import (
@@ -12,19 +12,26 @@ from course_utils.exercises.comparing import (
     suite_average,
 )
 from course_utils.exercises.data import my_rule, prompt_of, similarity, swapped_digits
+from course_utils.exercises.hunts.comparing import hunt_not_found_again
+from course_utils.exercises.hunts.data import hunt_held_out, hunt_idle_source
+from course_utils.exercises.hunts.publishing import hunt_rambles_elsewhere
+from course_utils.exercises.hunts.speed import hunt_other_loss, hunt_too_fast
+from course_utils.exercises.hunts.training import hunt_never_stops, hunt_talks_to_itself
 from course_utils.exercises.loading import (
     better_code,
     bits_per_weight,
     for_a_t4,
     lora_parameters,
 )
-from course_utils.exercises.mechanism import EXERCISES, solution
+from course_utils.exercises.mechanism import EXERCISES, hint, material, solution
 from course_utils.exercises.merging import (
     hidden_share,
     mean_kl,
     merged_weight,
     rotation_order,
 )
+from course_utils.exercises.overview import exercise_map
+from course_utils.exercises.quizzes import quiz
 from course_utils.exercises.speed import branch_mask, padding_share
 from course_utils.exercises.start import profile_of, seen
 from course_utils.exercises.theory import delta, log_odds, mask_prompt
@@ -37,12 +44,23 @@ __all__ = [
     "bits_per_weight",
     "branch_mask",
     "delta",
+    "exercise_map",
     "for_a_t4",
     "furthest_move",
     "hidden_share",
+    "hint",
+    "hunt_held_out",
+    "hunt_idle_source",
+    "hunt_never_stops",
+    "hunt_not_found_again",
+    "hunt_other_loss",
+    "hunt_rambles_elsewhere",
+    "hunt_talks_to_itself",
+    "hunt_too_fast",
     "log_odds",
     "lora_parameters",
     "mask_prompt",
+    "material",
     "mean_kl",
     "merged_weight",
     "my_rule",
@@ -51,6 +69,7 @@ __all__ = [
     "pairs_needed",
     "profile_of",
     "prompt_of",
+    "quiz",
     "rotation_order",
     "seed_interval",
     "seen",

@@ -1,12 +1,14 @@
 """Exercises of notebook 05: seeds, pairs that a comparison needs, benchmark scores."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy import stats
 
 from course_utils.exercises import solutions
-from course_utils.exercises.mechanism import exercise, expect, returned
+from course_utils.exercises.feedback import as_number, as_numbers, expect, returned
+from course_utils.exercises.mechanism import exercise
 
 _SEEDS = [0.26, 0.21, 0.60]
 
@@ -39,6 +41,15 @@ def _same(got, expected):
 @exercise(
     "5.1",
     solutions.seed_interval,
+    minutes=10,
+    difficulty=1,
+    trains="few seeds: Student's t",
+    hints=(
+        "The interval is the mean plus and minus a factor times the standard error of"
+        " the mean.",
+        "Standard error: the standard deviation with n - 1, divided by the root of n "
+        "(stats.sem). Factor: stats.t.ppf(0.975, n - 1).",
+    ),
     mistakes={
         "a pair of numbers": lambda scores: float(np.mean(scores)),
         "smallest and largest": lambda scores: (min(scores), max(scores)),
@@ -48,11 +59,9 @@ def _same(got, expected):
         "not the interval": lambda scores: (0.0, 1.0),
     },
 )
-def seed_interval(attempt):
+def seed_interval(attempt: Callable) -> None:
     """(low, high): 95 % interval of the mean of a few seeds' scores."""
-    got = returned(attempt, _SEEDS)
-    why = "return a pair of numbers: low, high"
-    expect(isinstance(got, tuple | list) and len(got) == 2, why, got, "(low, high)")
+    got = as_numbers(returned(attempt, _SEEDS), ("low", "high"))
     expected = solutions.seed_interval(_SEEDS)
     why = "smallest and largest seed are a range: a fourth seed may well lie outside"
     expect(not _same(got, (min(_SEEDS), max(_SEEDS))), why, got, expected)
@@ -69,7 +78,7 @@ def seed_interval(attempt):
     expect(_same(got, expected), "this is not the interval", got, expected)
     more = [0.90, 0.93, 0.92, 0.85]
     expected = solutions.seed_interval(more)
-    got = returned(attempt, more)
+    got = as_numbers(returned(attempt, more), ("low", "high"))
     why = "with 4 seeds it is wrong: t has n - 1 degrees of freedom"
     expect(_same(got, expected), why, got, expected)
 
@@ -83,6 +92,16 @@ def _needed(changed, difference, z_alpha, z_power):
 @exercise(
     "5.2",
     solutions.paired_pairs_needed,
+    minutes=15,
+    difficulty=2,
+    trains="the size of a paired comparison",
+    hints=(
+        "Each pair changes by +1, -1 or 0. What is the variance of that change if "
+        "neither model is better? And if one is?",
+        "Variances: `changed`, and `changed - difference ** 2`. Then as in exercise "
+        "4.1: n = ((z_alpha * sqrt(first) + z_power * sqrt(second)) / difference)^2, "
+        "rounded up.",
+    ),
     mistakes={
         "one-sided": lambda c, d: math.ceil(_needed(c, d, 1.6449, 0.8416)),
         "without power": lambda c, d: math.ceil(_needed(c, d, 1.96, 0)),
@@ -94,10 +113,10 @@ def _needed(changed, difference, z_alpha, z_power):
         "pairs needed": lambda c, d: 10,
     },
 )
-def paired_pairs_needed(attempt):
+def paired_pairs_needed(attempt: Callable) -> None:
     """Pairs for McNemar's test: two-sided 5 %, power 80 %."""
     changed, difference = 0.14, 0.05
-    got = returned(attempt, changed, difference)
+    got = as_number(returned(attempt, changed, difference), "pairs")
     expected = solutions.paired_pairs_needed(changed, difference)
     one_sided = math.ceil(_needed(changed, difference, 1.6449, 0.8416))
     why = "that is one-sided: the second model might be worse as well (alpha / 2)"
@@ -111,7 +130,7 @@ def paired_pairs_needed(attempt):
     expect(abs(got - ignoring) > 5, why, got, expected)
     why = "these are not the pairs needed"
     expect(got == expected, why, got, expected)
-    got = returned(attempt, changed, difference / 2)
+    got = as_number(returned(attempt, changed, difference / 2), "pairs")
     expected = solutions.paired_pairs_needed(changed, difference / 2)
     why = "half the difference takes four times the pairs: n grows with the square"
     expect(got == expected, why, got, expected)
@@ -144,18 +163,28 @@ def _all_items(way):
 @exercise(
     "5.3",
     solutions.acc_norm,
+    minutes=10,
+    difficulty=1,
+    trains="how a benchmark picks an answer",
+    hints=(
+        "Turn each choice into one score, then ask where the best score stands.",
+        "Score: log-likelihood divided by len(text). Compare the index of the largest"
+        " score with gold, and return an int.",
+    ),
     mistakes={
         "that is acc": _right(lambda ll, text: ll),
         "number of words": _right(lambda ll, text: ll / len(text.split())),
         "divide": _right(lambda ll, text: ll * len(text)),
         "worst": lambda lls, choices, gold: 1 - solutions.acc_norm(lls, choices, gold),
-        "1 or 0": lambda lls, choices, gold: "right",
+        "return one number": lambda lls, choices, gold: "right",
+        "1 or 0": lambda lls, choices, gold: 0.5,
         "wrong on these": lambda lls, choices, gold: 1,
     },
 )
-def acc_norm(attempt):
+def acc_norm(attempt: Callable) -> None:
     """lm-eval's acc_norm of one item: 1 or 0."""
-    got = [returned(attempt, *item) for item in _ITEMS]
+    what = "1 if the best choice by length has the index `gold`, else 0"
+    got = [as_number(returned(attempt, *item), what) for item in _ITEMS]
     expected = _all_items(solutions.acc_norm)
     why = "return 1 or 0: does the best choice by length have the index `gold`?"
     expect(all(value in (0, 1) for value in got), why, got, expected)
@@ -190,6 +219,13 @@ def _rows(groups):
 @exercise(
     "5.4",
     solutions.suite_average,
+    minutes=10,
+    difficulty=2,
+    trains="what an average of averages weighs",
+    hints=(
+        "Count the levels: items, rows, groups. Each level has a mean of its own.",
+        "Mean of a row's items, then mean of a group's rows, then mean of the groups.",
+    ),
     mistakes={
         "every row the same weight": lambda g: _mean(map(_mean, _rows(g))),
         "every item the same weight": lambda g: _mean(v for r in _rows(g) for v in r),
@@ -199,9 +235,9 @@ def _rows(groups):
         "not the average": lambda g: 0.3,
     },
 )
-def suite_average(attempt):
+def suite_average(attempt: Callable) -> None:
     """The one number of the Nous suite: mean of groups of means of rows."""
-    got = returned(attempt, _SUITE)
+    got = as_number(returned(attempt, _SUITE), "the suite's average")
     expected = solutions.suite_average(_SUITE)
 
     def far(value):

@@ -1,13 +1,22 @@
 """Exercises of notebook 02: rules, prompts of dialogues, counts."""
 
 import copy
+from collections.abc import Callable
 
-import pandas as pd
+import pyarrow as pa
 
+from course_utils.data import sources
 from course_utils.exercises import solutions
-from course_utils.exercises.mechanism import exercise, expect, returned
+from course_utils.exercises.feedback import (
+    as_bool,
+    as_number,
+    expect,
+    no_return,
+    returned,
+)
+from course_utils.exercises.mechanism import exercise
 
-_ROWS = pd.DataFrame(
+_ROWS = pa.table(
     {
         "status": [
             "unchanged",
@@ -27,6 +36,13 @@ _ROWS = pd.DataFrame(
 @exercise(
     "2.1",
     solutions.my_rule,
+    minutes=5,
+    difficulty=1,
+    trains="a rule over columns",
+    hints=(
+        "Join three conditions with `and`. Columns stand bare, words stand in quotes.",
+        "The pieces are: status != 'tie', chosen_score >= 8, not in_gsm8k_train.",
+    ),
     value=True,
     mistakes={
         "a string": True,
@@ -40,19 +56,20 @@ _ROWS = pd.DataFrame(
         "keeps other rows": "status != 'tie' and not in_gsm8k_train",
     },
 )
-def my_rule(attempt):
+def my_rule(attempt: object) -> None:
     """A rule over the columns of intel-orca, as a string."""
-    why = "a rule is a string, a pandas expression over the columns"
+    why = "a rule is a string that compares columns with values"
     expect(isinstance(attempt, str), why, attempt, "'... and ...'")
     try:
-        mask = _ROWS.eval(attempt)
-    except Exception as error:
+        mask = sources.Rule(attempt).mask(_ROWS)
+        got = mask.fill_null(False).to_pylist()  # a missing value keeps no row
+    except (ValueError, KeyError) as error:
         why = "the rule does not run; names of columns stand bare, words in quotes"
-        expect(False, f"{why}: {error}", attempt, "columns: " + ", ".join(_ROWS))
+        names = ", ".join(_ROWS.column_names)
+        expect(False, f"{why}: {error}", attempt, f"columns: {names}")
     why = "a rule says yes or no of every row"
-    is_mask = isinstance(mask, pd.Series) and pd.api.types.is_bool_dtype(mask)
-    expect(is_mask, why, mask, "a column of bool")
-    got, expected = mask.tolist(), [True, False, True, False, False, True, False]
+    expect(all(isinstance(each, bool) for each in got), why, got, "a column of bool")
+    expected = [True, False, True, False, False, True, False]
     why = "ties are kept: two equal ratings say nothing about which answer is better"
     expect(not got[1], why, got, expected)
     why = "flagged rows are kept: they resemble problems that benchmarks ask"
@@ -83,6 +100,15 @@ _DIALOGUE = {
 @exercise(
     "2.2",
     solutions.prompt_of,
+    minutes=5,
+    difficulty=1,
+    trains="the prompt of a dialogue",
+    hints=(
+        "The answer is the last message of `chosen`. What does the model read before "
+        "it?",
+        "A slice of row['chosen'] without its last message; a slice makes a new list "
+        "and leaves the row as it was.",
+    ),
     mistakes={
         "only the first turn": lambda row: row["chosen"][:1],
         "a list of messages": lambda row: row["prompt"],
@@ -93,10 +119,10 @@ _DIALOGUE = {
             m for m in row["chosen"] if m["role"] == "user"
         ],
         "not the context": lambda row: [],
-        "is there a return": lambda row: None,
+        "is there a return": no_return,
     },
 )
-def prompt_of(attempt):
+def prompt_of(attempt: Callable) -> None:
     """The prompt of a multi-turn row: the messages before the answer."""
     row = copy.deepcopy(_DIALOGUE)
     got, expected = returned(attempt, row), _BEFORE
@@ -119,6 +145,15 @@ def prompt_of(attempt):
 @exercise(
     "2.3",
     solutions.swapped_digits,
+    minutes=10,
+    difficulty=2,
+    trains="checking a published count",
+    hints=(
+        "Compare the two numbers as text, place by place. In how many places do they "
+        "differ?",
+        "Exactly two places must differ, and the digit of one at the first place is "
+        "the digit of the other at the second place, both ways round.",
+    ),
     mistakes={
         "a sign, and no proof": lambda a, b: (a - b) % 9 == 0 and a != b,
         "equal numbers": lambda a, b: sorted(str(a)) == sorted(str(b)),
@@ -131,29 +166,30 @@ def prompt_of(attempt):
             )
         ),
         "7,958 and 7,985": lambda a, b: False,
-        "is there a return": lambda a, b: None,
+        "is there a return": no_return,
     },
 )
-def swapped_digits(attempt):
+def swapped_digits(attempt: Callable) -> None:
     """Whether one number becomes the other when two digits change places."""
+    what = "do two digits change places?"
     why = "7,958 and 7,985 differ by two digits that changed places"
-    got = returned(attempt, 7958, 7985)
-    expect(bool(got), why, got, True)
+    got = as_bool(returned(attempt, 7958, 7985), what)
+    expect(got, why, got, True)
     why = "two equal numbers have no swap between them"
-    got = returned(attempt, 2299, 2299)
+    got = as_bool(returned(attempt, 2299, 2299), what)
     expect(not got, why, got, False)
     why = "a difference divisible by 9 is a sign, and no proof: 100 and 109"
-    got = returned(attempt, 100, 109)
+    got = as_bool(returned(attempt, 100, 109), what)
     expect(not got, why, got, False)
     why = "three digits moved from 123 to 231, and a swap moves two"
-    got = returned(attempt, 123, 231)
+    got = as_bool(returned(attempt, 123, 231), what)
     expect(not got, why, got, False)
     why = "any two digits may change places, not only neighbours: 1,234 and 1,432"
-    got = returned(attempt, 1234, 1432)
-    expect(bool(got), why, got, True)
+    got = as_bool(returned(attempt, 1234, 1432), what)
+    expect(got, why, got, True)
     for a, b, expected in ((12, 120, False), (5924, 5922, False), (210, 120, True)):
-        got = returned(attempt, a, b)
-        expect(bool(got) == expected, f"{a} and {b} are judged wrongly", got, expected)
+        got = as_bool(returned(attempt, a, b), what)
+        expect(got == expected, f"{a} and {b} are judged wrongly", got, expected)
 
 
 def _runs(text, run):
@@ -164,6 +200,15 @@ def _runs(text, run):
 @exercise(
     "2.4",
     solutions.similarity,
+    minutes=10,
+    difficulty=2,
+    trains="near repeats: runs of words",
+    hints=(
+        "Make a set of runs for each text: tuples of `run` words that follow each "
+        "other.",
+        "words[i : i + run] for i in range(len(words) - run + 1). Then divide the "
+        "size of the intersection by the size of the union, and mind an empty union.",
+    ),
     mistakes={
         "counts words, not runs": lambda a, b, run: (
             len({*a.split()} & {*b.split()}) / len({*a.split()} | {*b.split()})
@@ -181,22 +226,23 @@ def _runs(text, run):
             if _runs(a, run)
             else 1.0
         ),
-        "is there a return": lambda a, b, run: None,
+        "is there a return": no_return,
     },
 )
-def similarity(attempt):
+def similarity(attempt: Callable) -> None:
     """Jaccard similarity of the runs of words of two texts."""
+    what = "the similarity"
     one, two = "a b c d e f", "a b c d x e f"
     why = "a word in the middle breaks two runs of two: this counts words, not runs"
-    got = returned(attempt, one, two, 2)
+    got = as_number(returned(attempt, one, two, 2), what)
     words = 6 / 7
     expect(abs(got - words) > 1e-9, why, got, 4 / 7)
     why = "the runs of either text count below the line, not of only one of the two"
-    got = returned(attempt, "a b c", "a b c d e", 2)
+    got = as_number(returned(attempt, "a b c", "a b c d e", 2), what)
     expect(abs(got - 1) > 1e-9, why, got, 0.5)
-    got = returned(attempt, "a b c", "x b c", 2)
+    got = as_number(returned(attempt, "a b c", "x b c", 2), what)
     expect(abs(got - 1 / 3) < 1e-9, "the last run is missing", got, 1 / 3)
-    got = returned(attempt, "a", "b c", 2)
+    got = as_number(returned(attempt, "a", "b c", 2), what)
     expect(abs(got) < 1e-9, "a text with no run at all is like no other", got, 0.0)
-    got = returned(attempt, one, two, 2)
+    got = as_number(returned(attempt, one, two, 2), what)
     expect(abs(got - 4 / 7) < 1e-9, "this pair is judged wrongly", got, 4 / 7)

@@ -1,13 +1,21 @@
 """Exercises of notebook 03: bits per weight, LoRA's size, a code, a smaller card."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 
 from course_utils.exercises import solutions
-from course_utils.exercises.mechanism import exercise, expect, returned
+from course_utils.exercises.feedback import (
+    as_number,
+    as_tensor,
+    expect,
+    no_return,
+    returned,
+)
+from course_utils.exercises.mechanism import exercise
 from course_utils.models import memory
 
 _BLOCK = 64
@@ -16,6 +24,15 @@ _BLOCK = 64
 @exercise(
     "3.1",
     solutions.bits_per_weight,
+    minutes=5,
+    difficulty=1,
+    trains="what block scales cost",
+    hints=(
+        "A weight has 4 bits of its own and a share of its block's scale. How many "
+        "weights share one scale?",
+        "With double quantisation a scale has 8 bits and serves `block` weights; a "
+        "32-bit constant serves `second` scales, which are second * block weights.",
+    ),
     mistakes={
         "scales are missing": lambda block, second: 4,
         "float32 constant for each second block": lambda block, second: 4 + 8 / block,
@@ -23,12 +40,13 @@ _BLOCK = 64
             4 + 8 / block + 32 / second
         ),
         "8 bits, not 32": lambda block, second: 4 + 32 / block + 32 / (block * second),
-        "is there a return": lambda block, second: None,
+        "is there a return": no_return,
     },
 )
-def bits_per_weight(attempt):
+def bits_per_weight(attempt: Callable) -> None:
     """Bits a weight costs in NF4 with double quantisation."""
-    got, expected = returned(attempt, 64, 256), 4 + 8 / 64 + 32 / (64 * 256)
+    got = as_number(returned(attempt, 64, 256), "the bits of a weight")
+    expected = 4 + 8 / 64 + 32 / (64 * 256)
 
     def differs(wrong):
         return not math.isclose(got, wrong, rel_tol=1e-6)
@@ -41,7 +59,8 @@ def bits_per_weight(attempt):
     why = "the first level costs 8 bits, not 32, once it is quantised itself"
     expect(differs(4 + 32 / 64 + 32 / (64 * 256)), why, got, expected)
     expect(not differs(expected), "these are not the bits", got, expected)
-    got, expected = attempt(32, 128), 4 + 8 / 32 + 32 / (32 * 128)
+    got = as_number(returned(attempt, 32, 128), "the bits of a weight")
+    expected = 4 + 8 / 32 + 32 / (32 * 128)
     why = "right for blocks of 64 and 256, and only there"
     expect(math.isclose(got, expected, rel_tol=1e-6), why, got, expected)
 
@@ -77,6 +96,15 @@ def _one_matrix(config, rank):
 @exercise(
     "3.2",
     solutions.lora_parameters,
+    minutes=10,
+    difficulty=2,
+    trains="what LoRA trains, projection by projection",
+    hints=(
+        "A projection from n inputs to m outputs gets A (rank x n) and B (m x rank).",
+        "Per layer: q and o are hidden x hidden, k and v have num_key_value_heads * "
+        "(hidden / num_attention_heads) outputs, the MLP has three projections "
+        "between hidden and inner.",
+    ),
     mistakes={
         "fewer heads": _all_square,
         "attention only": lambda c, r: _count(_sizes(c)[0], c, r),
@@ -88,7 +116,7 @@ def _one_matrix(config, rank):
         "LoRA's parameters": lambda c, r: 2 * solutions.lora_parameters(c, r),
     },
 )
-def lora_parameters(attempt):
+def lora_parameters(attempt: Callable) -> None:
     """Trained weights of LoRA of this rank on all seven projections."""
     config = SimpleNamespace(
         hidden_size=4096,
@@ -99,7 +127,9 @@ def lora_parameters(attempt):
     )
     rank = 16
     attention, mlp = _sizes(config)
-    got, expected = returned(attempt, config, rank), 41_943_040
+    what = "how many weights LoRA trains"
+    got = as_number(returned(attempt, config, rank), what)
+    expected = 41_943_040
     why = "keys and values have fewer heads than queries: 1,024 outputs, not 4,096"
     expect(got != _all_square(config, rank), why, got, expected)
     why = "that is attention only; the MLP's three projections are adapted too"
@@ -112,7 +142,7 @@ def lora_parameters(attempt):
     why = "each projection gets A and B: rank x inputs and outputs x rank"
     expect(got != _one_matrix(config, rank), why, got, expected)
     expect(got == expected, "these are not LoRA's parameters", got, expected)
-    got, expected = attempt(config, 64), 167_772_160
+    got, expected = as_number(returned(attempt, config, 64), what), 167_772_160
     expect(got == expected, "the rank must count, linearly", got, expected)
 
 
@@ -143,21 +173,30 @@ def _unscaled_means(weights, code):
 @exercise(
     "3.3",
     solutions.better_code,
+    minutes=20,
+    difficulty=3,
+    trains="a 4-bit code fitted to its weights",
+    hints=(
+        "What is coded is a weight divided by the scale of its block of 64. Improve "
+        "the values step by step, from NF4's.",
+        "Lloyd's method: give each scaled weight its nearest value, then move each "
+        "value to the mean of its weights, each counted by its scale squared; repeat "
+        "some twenty times.",
+    ),
     mistakes={
         "16 values": lambda weights, code: torch.linspace(-1, 1, 17),
         "ascending": lambda weights, code: code.flip(0),
         "larger than NF4's": lambda weights, code: torch.linspace(-1, 1, 16),
         "no smaller": lambda weights, code: code,
         "scale of its block": _unscaled_means,
-        "is there a return": lambda weights, code: None,
+        "is there a return": no_return,
     },
 )
-def better_code(attempt):
+def better_code(attempt: Callable) -> None:
     """16 ascending values that err less than NF4 on normal weights."""
     nf4 = _nf4()
-    got = torch.as_tensor(returned(attempt, _weights(seed=1), nf4.clone()))
-    why = "four bits address 16 values"
-    expect(got.shape == (16,), why, tuple(got.shape), "(16,)")
+    got = returned(attempt, _weights(seed=1), nf4.clone())
+    got = as_tensor(got, (16,), "the 16 values that four bits can name")
     why = "the values must be in ascending order"
     expect(bool((got.diff() > 0).all()), why, got.tolist(), "ascending")
     fresh = _weights(seed=2)  # a code may not know the weights that it is judged on
@@ -185,6 +224,15 @@ _LLAMA3 = SimpleNamespace(
 @exercise(
     "3.4",
     solutions.for_a_t4,
+    minutes=10,
+    difficulty=2,
+    trains="what to give up when a card is small",
+    hints=(
+        "Two things are wrong for a T4: the precision it computes in, and the memory "
+        "that two pairs at a time take.",
+        "replace(settings, compute=..., batch=..., accumulation=...): float16, and "
+        "fewer pairs at a time, so that batch * accumulation stays 8.",
+    ),
     mistakes={
         "has no bf16": lambda s: replace(s, batch=1, accumulation=8),
         "does not fit": lambda s: replace(s, compute="float16"),
@@ -195,10 +243,10 @@ _LLAMA3 = SimpleNamespace(
         "its weights": lambda s: replace(
             s, precision="float16", compute="float16", batch=1, accumulation=8
         ),
-        "is there a return": lambda s: None,
+        "is there a return": no_return,
     },
 )
-def for_a_t4(attempt):
+def for_a_t4(attempt: Callable) -> None:
     """Settings of Llama 3 8B that fit a T4 with the same pairs a step."""
     asked = memory.Settings(token_rows=3)
     got = returned(attempt, asked)
@@ -215,5 +263,7 @@ def for_a_t4(attempt):
     why = "trained token rows are what ends the answers"
     expect(got.token_rows == asked.token_rows, why, got.token_rows, asked.token_rows)
     fit = memory.fits("T4", _LLAMA3, got)
-    why = "that does not fit a T4 yet"
+    parts = memory.predict(_LLAMA3, got).in_five()
+    listed = ", ".join(f"{part} {size:.1f}" for part, size in parts.items())
+    why = f"that does not fit a T4 yet; in GiB it needs {listed}"
     expect(fit.fits, why, f"{fit.needs_gib:.1f} GiB", f"{fit.has_gib:.1f} GiB at most")

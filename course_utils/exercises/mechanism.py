@@ -1,127 +1,213 @@
-"""How an exercise is checked, solved and tested.
+"""The registry of exercises and hunts: how they are checked, hinted at and solved.
 
-Knows: the registry, what a check prints or raises, how a solution is shown.
-Does not know: any single exercise.
+To add an exercise: write its solution under the stub's name in `solutions`, and a check
+below the `exercise` decorator in the module of its topic; name the check in `checks`. A
+check takes the attempt, calls `returned` for its result, then the type and shape checks
+of `feedback`, then `expect` for each misconception, most basic first.
 
-To add one: write its solution under the stub's name in `solutions`, and a check below
-the `exercise` decorator in the module of its topic; name it in `checks/__init__`. A
-check takes the attempt and calls `expect` for each misconception, most basic first. One
-test proves that every solution passes, and every mistake fails with its own message.
+To add a hunt: write the recipe and its repair in `hunts`, and a check below
+`exercise(..., recipe=...)`; it judges what the recipe does, never how it is written.
+
+One test proves that every solution passes; another that every mistake fails with its
+own message.
 """
 
+import dis
 import functools
-import html
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
-EXERCISES = {}
+from course_utils.exercises.feedback import Feedback, Unfinished, Wrong
+from course_utils.exercises.shown import Hint, Solution
+
+EXERCISES: dict[str, "Exercise"] = {}
+_HINTS_SHOWN: dict[str, int] = {}
+_BOOKKEEPING = {"CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL", "RESUME"}
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """A registered exercise.
+    """A registered exercise or hunt.
 
     number: as printed on its card. check: what the notebook calls. answer: the solution
     as a learner would give it. mistakes: {part of its message: wrong answer}. source:
-    the solution's text.
+    the solution's text. hints: two texts, the second stronger. minutes, difficulty (1
+    to 3) and trains (what it teaches): for the map in notebook 00. recipe: a hunt's
+    faulty function as the notebook gives it; None for an exercise. material: makes what
+    a hunt's recipe works on.
     """
 
     number: str
-    check: object
+    check: Callable
     answer: object
-    mistakes: dict
+    mistakes: dict[str, object]
     source: str
+    hints: tuple[str, str]
+    minutes: int
+    difficulty: int
+    trains: str
+    recipe: Callable | None = None
+    material: Callable | None = None
+
+    @property
+    def notebook(self) -> str:
+        """The notebook's two digits."""
+        return f"{int(self.number.partition('.')[0]):02}"
+
+    @property
+    def card(self) -> str:
+        """How the notebook introduces it, such as `**1.2 · 10 min · ●●○**`."""
+        dots = "●" * self.difficulty + "○" * (3 - self.difficulty)
+        hunt = "Hunt " if self.recipe else ""
+        return f"**{hunt}{self.number} · {self.minutes} min · {dots}**"
 
 
-def exercise(number, solution, mistakes, value=False):
-    """Decorator that registers a check.
+def exercise(
+    number: str,
+    solution: Callable,
+    mistakes: dict[str, object],
+    *,
+    hints: tuple[str, str],
+    minutes: int,
+    difficulty: int,
+    trains: str,
+    value: bool = False,
+    recipe: Callable | None = None,
+    material: Callable | None = None,
+) -> Callable[[Callable], Callable]:
+    """Decorator that registers a check; see `Exercise` for what the arguments mean.
 
     solution: the function that solves it; with value=True, a function without arguments
-        that returns the value to fill in. mistakes: {phrase: wrong answer}, at least
-        two; the phrase must occur in the message that this answer gets.
-    Raises: ValueError for a number that is taken, or fewer than two mistakes.
+        that returns the value to fill in. mistakes: at least two; the phrase must occur
+        in the message that this answer gets. A hunt's are at least three.
+    Raises: ValueError for a number that is taken, too few mistakes or too few hints.
 
-    The check then prints "not attempted yet" for `...`, also inside a dict, and
-    "correct" if nothing was raised.
+    The check prints "not attempted yet" for an untouched stub, table or recipe, prints
+    "correct" if the body raises nothing, and raises `Feedback` otherwise.
     """
+    needed = 3 if recipe else 2
     if number in EXERCISES:
         raise ValueError(f"exercise {number} is registered twice.")
-    if len(mistakes) < 2:
-        raise ValueError(f"exercise {number} needs at least two typical mistakes.")
+    if len(mistakes) < needed:
+        raise ValueError(f"exercise {number} needs {needed} typical mistakes or more.")
+    if len(hints) != 2:
+        raise ValueError(f"exercise {number} needs two hints, the second stronger.")
 
     def register(body):
         @functools.wraps(body)
         def check(attempt):
-            if _untouched(attempt):
-                print(f"{number}: not attempted yet")
-                return
-            if not value and not callable(attempt):
-                raise AssertionError(
-                    f"{number}: this exercise asks for a function\n"
-                    f"  got:      {attempt!r}\n  expected: def {solution.__name__}(...)"
-                )
             try:
+                if _untouched(attempt, recipe):
+                    raise Unfinished
+                if not value and not callable(attempt):
+                    raise Wrong(
+                        "this exercise asks for a function",
+                        repr(attempt),
+                        f"def {solution.__name__}{inspect.signature(solution)}",
+                    )
                 body(attempt)
+            except Unfinished:
+                print(f"{number}: not attempted yet")
             except Wrong as wrong:
-                raise AssertionError(f"{number}: {wrong}") from None
-            print(f"{number}: correct")
+                raise Feedback(f"{number}: {wrong}") from None
+            else:
+                print(f"{number}: correct")
 
-        answer = solution() if value else solution
-        source = inspect.getsource(solution)
-        EXERCISES[number] = Exercise(number, check, answer, mistakes, source)
+        EXERCISES[number] = Exercise(
+            number,
+            check,
+            solution() if value else solution,
+            mistakes,
+            inspect.getsource(solution),
+            hints,
+            minutes,
+            difficulty,
+            trains,
+            recipe,
+            material,
+        )
         return check
 
     return register
 
 
-class Wrong(Exception):
-    """A misconception that `expect` found."""
-
-
-def expect(condition, misconception, got, expected):
-    """Go on if `condition` holds, else name the misconception with got and expected."""
-    if not condition:
-        raise Wrong(f"{misconception}\n  got:      {got}\n  expected: {expected}")
-
-
-def returned(attempt, *arguments):
-    """The attempt's result; a function that returns nothing is told so."""
-    result = attempt(*arguments)
-    why = "the function returns nothing: is there a return?"
-    expect(result is not None, why, None, "a value")
-    return result
-
-
-def solution(number):
+def solution(number: str) -> Solution:
     """The tested solution of an exercise, to show as a notebook cell's last line.
 
-    Returns: an object that prints as source; in Jupyter it is folded.
+    Returns: an object that prints as source; in Jupyter, hints and source are folded.
     Raises: ValueError for an unknown number, listing the known ones.
     """
+    found = _find(number)
+    return Solution(number, found.source, found.hints)
+
+
+def hint(number: str, which: int | None = None) -> Hint:
+    """A hint: the first one, and when called again the second, stronger one.
+
+    which: 1 or 2 asks for that one.
+    Raises: ValueError for an unknown number, or another `which`.
+    """
+    hints = _find(number).hints
+    if which is None:
+        which = min(_HINTS_SHOWN.get(number, 0) + 1, len(hints))
+    if which not in (1, 2):
+        raise ValueError(f"there are hints 1 and 2, and no hint {which!r}.")
+    _HINTS_SHOWN[number] = max(which, _HINTS_SHOWN.get(number, 0))
+    return Hint(number, which, hints[which - 1])
+
+
+def material(number: str, **settings: object) -> object:
+    """What a hunt's recipe works on; `settings` as its function says, such as a seed.
+
+    Raises: ValueError for an unknown number, or an exercise without material.
+    """
+    found = _find(number)
+    if found.material is None:
+        raise ValueError(f"exercise {number} has no material: its stub says it all.")
+    return found.material(**settings)
+
+
+def _find(number):
     if number not in EXERCISES:
         known = ", ".join(sorted(EXERCISES))
         raise ValueError(f"there is no exercise {number!r}; there are {known}.")
-    return Solution(number, EXERCISES[number].source)
+    return EXERCISES[number]
 
 
-@dataclass(frozen=True, repr=False)
-class Solution:
-    """number and source of a tested solution."""
-
-    number: str
-    source: str
-
-    def __repr__(self):
-        return self.source
-
-    def _repr_html_(self):
-        return (
-            f"<details><summary>Solution of {self.number}</summary>"
-            f"<pre>{html.escape(self.source)}</pre></details>"
-        )
-
-
-def _untouched(attempt):
+def _untouched(attempt, recipe):
     if isinstance(attempt, dict):
         return any(value is ... for value in attempt.values())
-    return attempt is ...
+    if recipe is not None and inspect.isfunction(attempt):
+        return same_code(attempt, recipe)
+    return attempt is ... or is_stub(attempt)
+
+
+def is_stub(attempt: object) -> bool:
+    """Does the function's body hold a docstring and `...`, and nothing else?"""
+    if not inspect.isfunction(attempt):
+        return False
+    steps = [step for step in dis.Bytecode(attempt) if step.opname != "RESUME"]
+    returns_nothing = steps[0].argval is None or steps[0].argval is ...
+    # One or two instructions, by Python's version: load a constant, return it.
+    return steps[0].opname in ("LOAD_CONST", "RETURN_CONST") and (
+        returns_nothing and len(steps) <= 2
+    )
+
+
+def same_code(one: Callable, other: Callable) -> bool:
+    """Do two functions do the same, wherever and with whatever comments they stand?"""
+    return _essence(one.__code__) == _essence(other.__code__)
+
+
+def _essence(code):
+    """What a function does, without what depends on the cell that it stands in."""
+    steps = []
+    for step in dis.get_instructions(code):
+        value = _essence(step.argval) if inspect.iscode(step.argval) else step.argval
+        if step.opcode in (*dis.hasjrel, *dis.hasjabs):
+            value = None
+        if step.opname not in _BOOKKEEPING:
+            # A name that the same cell imports is called in another way.
+            steps.append((step.opname.replace("METHOD", "ATTR"), value))
+    return steps

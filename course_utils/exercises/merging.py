@@ -1,19 +1,17 @@
 """Exercises of notebook 06: the merge, how far models are apart, what a file holds."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from course_utils.exercises import solutions
-from course_utils.exercises.mechanism import exercise, expect, returned
+from course_utils.exercises.feedback import as_number, as_tensor, expect, returned
+from course_utils.exercises.mechanism import exercise
 
 
 def _close(got, expected):
-    return (
-        isinstance(got, torch.Tensor)
-        and got.shape == expected.shape
-        and torch.allclose(got, expected, atol=1e-5)
-    )
+    return torch.allclose(got.to(expected.dtype), expected, atol=1e-5)
 
 
 def _layer():
@@ -24,6 +22,14 @@ def _layer():
 @exercise(
     "6.1",
     solutions.merged_weight,
+    minutes=10,
+    difficulty=1,
+    trains="a merge, by hand",
+    hints=(
+        "The update of W is a product of the two small matrices, scaled.",
+        "The rank is the number of rows of lora_a. The product of shape (out, in) is "
+        "lora_b @ lora_a.",
+    ),
     mistakes={
         "scale alpha / r is missing": lambda w, a, b, alpha: w + b @ a,
         "divided by the rank": lambda w, a, b, alpha: w + alpha * b @ a,
@@ -33,16 +39,14 @@ def _layer():
         "not the merged weight": lambda w, a, b, alpha: w,
     },
 )
-def merged_weight(attempt):
+def merged_weight(attempt: Callable) -> None:
     """W + alpha / r * B A, shapes (out, in), (r, in), (out, r)."""
     weight, lora_a, lora_b = _layer()
     update = lora_b @ lora_a
     expected = weight + 32 / 2 * update
     got = returned(attempt, weight.clone(), lora_a.clone(), lora_b.clone(), 32)
-    shown = tuple(got.shape) if isinstance(got, torch.Tensor) else got
-    shape = tuple(expected.shape)
-    why = "the merged weight has the weight's shape, not 2 x 5 or another"
-    expect(shown == shape, why, shown, shape)
+    what = "the merged weight, which has the weight's shape, not 2 x 5 or another"
+    got = as_tensor(got, tuple(expected.shape), what)
     why = "the scale alpha / r is missing: LoRA multiplies its update by it"
     expect(not _close(got, weight + update), why, got, expected)
     why = "alpha must be divided by the rank, the number of lora_a's rows"
@@ -62,6 +66,14 @@ def _kl(p_logits, q_logits):
 @exercise(
     "6.2",
     solutions.mean_kl,
+    minutes=10,
+    difficulty=2,
+    trains="how far apart two models are",
+    hints=(
+        "KL = sum over the vocabulary of p * (log p - log q). Which model is p?",
+        "log_softmax(-1) of both; p belongs to the trained model; sum over the last "
+        "dimension, then the mean over the tokens.",
+    ),
     mistakes={
         "one number": lambda p, q: _kl(p, q).sum(-1),
         "the other way round": lambda p, q: _kl(q, p).sum(-1).mean(),
@@ -72,15 +84,13 @@ def _kl(p_logits, q_logits):
         "not the mean KL": lambda p, q: (p - q).abs().max(),
     },
 )
-def mean_kl(attempt):
+def mean_kl(attempt: Callable) -> None:
     """KL(trained || merged) in nats, mean over tokens, from (tokens, vocabulary)."""
     draw = torch.Generator().manual_seed(1)
     p, q = (2 * torch.randn(4, 6, generator=draw) for _ in range(2))
     expected = _kl(p, q).sum(-1).mean()
-    got = torch.as_tensor(returned(attempt, p.clone(), q.clone()))
-    why = "return one number, the mean over the tokens"
-    expect(got.numel() == 1, why, tuple(got.shape), "one number")
-    got = got.reshape(())
+    got = as_number(returned(attempt, p.clone(), q.clone()), "the mean over the tokens")
+    got = torch.tensor(got)
     why = "logits are not probabilities yet: log_softmax first"
     expect(not _close(got, (p.exp() * (p - q)).sum(-1).mean()), why, got, expected)
     why = "that is the KL the other way round: the trained model gives the weights"
@@ -97,6 +107,14 @@ def mean_kl(attempt):
 @exercise(
     "6.3",
     solutions.hidden_share,
+    minutes=10,
+    difficulty=2,
+    trains="what agreement of n answers does not exclude",
+    hints=(
+        "If a share s of prompts differs, how likely is it that n prompts show no "
+        "difference?",
+        "That probability is (1 - s)^n. Set it to 0.05 and solve for s.",
+    ),
     mistakes={
         "between 0 and 1": lambda n: 3,
         "the chance that one": lambda n: 0.05**n,
@@ -105,9 +123,9 @@ def mean_kl(attempt):
         "not what n trials": lambda n: 1 / n,
     },
 )
-def hidden_share(attempt):
+def hidden_share(attempt: Callable) -> None:
     """The share s with (1 - s)^n = 0.05."""
-    got = [returned(attempt, n) for n in (60, 120)]
+    got = [as_number(returned(attempt, n), "the share") for n in (60, 120)]
     expected = [1 - 0.05 ** (1 / n) for n in (60, 120)]
     why = "a share lies between 0 and 1"
     expect(all(0 < value < 1 for value in got), why, got, expected)
@@ -130,6 +148,15 @@ def hidden_share(attempt):
 @exercise(
     "6.4",
     solutions.rotation_order,
+    minutes=15,
+    difficulty=3,
+    trains="why llama.cpp orders the same weights otherwise",
+    hints=(
+        "Within a head, rows come in two halves. llama.cpp wants row i of the first "
+        "half followed by row i of the second.",
+        "Reshape to (heads, 2, d/2, in), exchange the two middle dimensions, and "
+        "reshape back.",
+    ),
     mistakes={
         "weight's own shape": lambda w, h: w.reshape(h, 2, -1, w.shape[1]),
         "as it was": lambda w, h: w,
@@ -142,14 +169,13 @@ def hidden_share(attempt):
         "not llama.cpp's order": lambda w, h: w.flip(0),
     },
 )
-def rotation_order(attempt):
+def rotation_order(attempt: Callable) -> None:
     """Rows i and i + d/2 of each head next to each other."""
     heads, weight = 2, torch.arange(16.0)[:, None] * torch.ones(3)
     expected = [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
     out = returned(attempt, weight.clone(), heads)
-    why = "the result has the weight's own shape"
-    shape = tuple(getattr(out, "shape", ()))
-    expect(shape == tuple(weight.shape), why, shape, tuple(weight.shape))
+    what = "all rows, in the weight's own shape"
+    out = as_tensor(out, tuple(weight.shape), what)
     got = [int(row) for row in out[:, 0]]
     expect(got != list(range(16)), "the rows are in the order as it was", got, expected)
     across = [i + j for i in range(8) for j in (0, 8)]

@@ -1,7 +1,7 @@
-"""The solutions, as a learner would write them. `checks.solution("1.2")` shows them.
+"""The solutions of exercises, as a learner would write them, one function each.
 
-Knows: one function for each exercise, under the name of the notebook's stub.
-Does not know: how an attempt is checked.
+A solution has the name and the arguments of the notebook's stub; `checks.solution`
+shows it. The hunts' are in `hunts.repairs`.
 """
 
 import math

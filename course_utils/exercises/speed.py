@@ -1,9 +1,12 @@
 """Exercises of notebook 07: padding, and a mask for answers that share their prompt."""
 
+from collections.abc import Callable
+
 import torch
 
 from course_utils.exercises import solutions
-from course_utils.exercises.mechanism import exercise, expect, returned
+from course_utils.exercises.feedback import as_number, as_tensor, expect, returned
+from course_utils.exercises.mechanism import exercise
 
 _LENGTHS = [30, 90, 50, 40, 60]
 
@@ -17,6 +20,15 @@ def _held(lengths, batch_size, longest=None):
 @exercise(
     "7.1",
     solutions.padding_share,
+    minutes=10,
+    difficulty=1,
+    trains="what padding costs",
+    hints=(
+        "A batch holds len(batch) * max(batch) tokens. Add this up over the batches, "
+        "in the order of the rows.",
+        "Share = 1 - sum(lengths) / held. Slices of batch_size give the batches; the "
+        "last one may be shorter.",
+    ),
     mistakes={
         "the real tokens' share": lambda n, b: sum(n) / _held(n, b),
         "per real token": lambda n, b: _held(n, b) / sum(n) - 1,
@@ -27,9 +39,10 @@ def _held(lengths, batch_size, longest=None):
         "not the share": lambda n, b: 0.5,
     },
 )
-def padding_share(attempt):
+def padding_share(attempt: Callable) -> None:
     """Share of a run's tokens that are padding."""
-    got, expected = returned(attempt, _LENGTHS, 2), 1 - 270 / 340
+    got = as_number(returned(attempt, _LENGTHS, 2), "the share")
+    expected = 1 - 270 / 340
 
     def is_(value):
         return abs(got - value) < 1e-6
@@ -74,6 +87,15 @@ def _first_hidden_only(prefix, branches):
 @exercise(
     "7.2",
     solutions.branch_mask,
+    minutes=20,
+    difficulty=3,
+    trains="who may see whom in a shared row",
+    hints=(
+        "Begin with a causal mask over the entire row. Which squares of it must "
+        "become False?",
+        "For each branch: all rows behind it must not see its columns. mask[end:, "
+        "start:end] = False, for one branch after the other.",
+    ),
     mistakes={
         "see one another": lambda p, b: _causal(p + sum(b)),
         "must see the prefix": _own_branch_only,
@@ -84,14 +106,12 @@ def _first_hidden_only(prefix, branches):
         "boolean": lambda p, b: solutions.branch_mask(p, b).float(),
     },
 )
-def branch_mask(attempt):
+def branch_mask(attempt: Callable) -> None:
     """(T, T) bool, True where the row's token may see the column's."""
     prefix, branches = 2, [2, 1, 2]
     expected = solutions.branch_mask(prefix, branches)
     got = returned(attempt, prefix, branches)
-    shown = tuple(got.shape) if isinstance(got, torch.Tensor) else got
-    why = "return a square mask over prefix and all branches"
-    expect(shown == (7, 7), why, shown, (7, 7))
+    got = as_tensor(got, (7, 7), "a square mask over prefix and all branches")
     why = "return a boolean mask: SDPA adds a mask of numbers to the scores"
     expect(got.dtype == torch.bool, why, got.dtype, torch.bool)
     rows, want = got.int().tolist(), expected.int().tolist()

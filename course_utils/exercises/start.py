@@ -1,7 +1,8 @@
 """Exercises of notebook 00: who sees which token, which machine gets which profile."""
 
 from course_utils.exercises import solutions
-from course_utils.exercises.mechanism import exercise, expect
+from course_utils.exercises.feedback import expect
+from course_utils.exercises.mechanism import exercise
 from course_utils.setup import profiles
 
 _RIGHT = solutions.seen()
@@ -20,6 +21,15 @@ _CARDS = {
 @exercise(
     "0.1",
     solutions.seen,
+    minutes=5,
+    difficulty=1,
+    trains="which loss term reads which token",
+    hints=(
+        "Ask of each part: does the model learn to write it (NLL)? Is it compared "
+        "with another answer (odds ratio)?",
+        "Look at section 3's view of a pair: it labels all four parts. The NLL reads "
+        "the chosen row only, and in TRL it reads the prompt of that row too.",
+    ),
     value=True,
     mistakes={
         "NLL covers the prompt too": _RIGHT | {"prompt of the chosen row": "none"},
@@ -32,7 +42,7 @@ _CARDS = {
         "missing": {"chosen answer": "NLL + odds"},
     },
 )
-def seen(attempt):
+def seen(attempt: object) -> None:
     """{part of a pair: which loss term sees it}, terms as in chat.loss_view."""
     known = ("none", "NLL", "odds", "NLL + odds")
     expect(isinstance(attempt, dict), "fill in the table", attempt, "{part: terms}")
@@ -60,6 +70,15 @@ def seen(attempt):
 @exercise(
     "0.2",
     solutions.profile_of,
+    minutes=5,
+    difficulty=1,
+    trains="what decides the profile: memory and bf16",
+    hints=(
+        "Two things decide: how much memory the card has, and whether it computes "
+        "bf16 (compute capability 8.0 or more).",
+        "No GPU, or less memory than a T4 (about 14 GiB): cpu. No bf16: t4. With "
+        "bf16: l4, and from about 38 GiB on a100.",
+    ),
     value=True,
     mistakes={
         "one of the four profiles": _FITTING | {_LAPTOP: "CPU"},
@@ -71,7 +90,7 @@ def seen(attempt):
         "missing": {_LAPTOP: "cpu"},
     },
 )
-def profile_of(attempt):
+def profile_of(attempt: object) -> None:
     """{machine: profile}, as profiles.choose decides without any override."""
     expect(isinstance(attempt, dict), "fill in the table", attempt, "{machine: name}")
     missing = sorted(set(_FITTING) - set(attempt))

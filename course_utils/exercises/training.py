@@ -1,9 +1,11 @@
 """Exercises of notebook 04: how many pairs, how many steps."""
 
 import math
+from collections.abc import Callable
 
 from course_utils.exercises import solutions
-from course_utils.exercises.mechanism import exercise, expect, returned
+from course_utils.exercises.feedback import as_number, as_numbers, expect, returned
+from course_utils.exercises.mechanism import exercise
 
 
 def _normal(p, better, z_alpha, z_power):
@@ -15,6 +17,15 @@ def _normal(p, better, z_alpha, z_power):
 @exercise(
     "4.1",
     solutions.pairs_needed,
+    minutes=10,
+    difficulty=2,
+    trains="the size of an evaluation set",
+    hints=(
+        "Two distances must fit between `base` and `better`: z_alpha standard errors "
+        "under `base`, and z_power standard errors under `better`.",
+        "n = ((z_alpha * sqrt(p(1-p)) + z_power * sqrt(q(1-q))) / (q - p))^2, rounded"
+        " up, with z of 0.975 (two-sided) and of 0.8 from NormalDist().inv_cdf.",
+    ),
     mistakes={
         "one-sided": lambda p, q: math.ceil(_normal(p, q, 1.6449, 0.8416)),
         "without power": lambda p, q: math.ceil(_normal(p, q, 1.96, 0)),
@@ -24,9 +35,12 @@ def _normal(p, better, z_alpha, z_power):
         "needed": lambda p, q: 10,
     },
 )
-def pairs_needed(attempt):
+def pairs_needed(attempt: Callable) -> None:
     """Pairs to tell accuracy `better` from `base`: two-sided 5 %, power 80 %."""
-    got, expected = returned(attempt, 0.5, 0.6), 194
+    got = as_number(returned(attempt, 0.5, 0.6), "pairs from 0.5 to 0.6")
+    expected = 194
+    why = "round up: a number of pairs is whole"
+    expect(got == int(got), why, got, expected)
     why = "that is one-sided: an accuracy below 0.5 would be news as well (alpha / 2)"
     expect(got != math.ceil(_normal(0.5, 0.6, 1.6449, 0.8416)), why, got, expected)
     why = "that is without power: half of all true gains would be missed"
@@ -36,7 +50,8 @@ def pairs_needed(attempt):
     expect(not 380 <= got <= 400, why, got, expected)
     why = "that is not the number needed for 0.5 to 0.6"
     expect(got == expected, why, got, expected)
-    got, expected = returned(attempt, 0.5, 0.55), 783
+    got = as_number(returned(attempt, 0.5, 0.55), "pairs from 0.5 to 0.55")
+    expected = 783
     why = "half the gain takes four times the pairs: n grows with the square of 1/gain"
     expect(got == expected, why, got, expected)
 
@@ -44,6 +59,15 @@ def pairs_needed(attempt):
 @exercise(
     "4.2",
     solutions.furthest_move,
+    minutes=10,
+    difficulty=2,
+    trains="how far a learning rate can carry a weight",
+    hints=(
+        "An optimizer step uses batch x accumulation pairs, and the last step may use"
+        " fewer.",
+        "steps = ceil(pairs / (batch * accumulation)). The rate falls linearly from "
+        "learning_rate to 0, so its sum is about steps times half of its peak.",
+    ),
     mistakes={
         "not batches": lambda n, b, a, lr: (math.ceil(n / b), lr * n / b / 2),
         "once per": lambda n, b, a, lr: (n * b * a, lr * n * b * a / 2),
@@ -56,12 +80,10 @@ def pairs_needed(attempt):
         "a pair of numbers": lambda n, b, a, lr: 124,
     },
 )
-def furthest_move(attempt):
+def furthest_move(attempt: Callable) -> None:
     """(optimizer steps of one epoch, sum of a learning rate falling linearly to 0)"""
     got = returned(attempt, 990, 2, 4, 8e-6)
-    why = "return a pair of numbers: steps, furthest move"
-    expect(isinstance(got, tuple | list) and len(got) == 2, why, got, "(steps, move)")
-    steps, move = got
+    steps, move = as_numbers(got, ("steps", "furthest move"))
     why = "an optimizer step is batch x accumulation pairs: count steps, not batches"
     expect(steps not in (495, 496), why, steps, 124)
     expect(steps <= 990, "a pair is used once per epoch, so steps < pairs", steps, 124)

@@ -1,8 +1,4 @@
-"""The CPU lab: the base model that ships with the course, and its recorded findings.
-
-Knows: the lab's base model, TRL's trainers with the lab's settings, the sweep. Does not
-know: how the base was pretrained (`pretrain`), what the world is (`world`).
-"""
+"""The CPU lab: the base model that ships with the course, and its recorded findings."""
 
 from course_utils.lab.base import (
     BASE_MODEL,
@@ -12,7 +8,8 @@ from course_utils.lab.base import (
     load_base,
     use_chatml,
 )
-from course_utils.lab.findings import over_seeds, recorded, summary
+from course_utils.lab.findings import effect, over_seeds, recorded, summary
+from course_utils.lab.ladder import RUNGS, TAKEN_BACK, ladder_jobs
 from course_utils.lab.runs import (
     count_prompt_twice,
     jobs,
@@ -28,8 +25,12 @@ __all__ = [
     "BATCH",
     "CHATML_TEMPLATE",
     "MAX_LENGTH",
+    "RUNGS",
+    "TAKEN_BACK",
     "count_prompt_twice",
+    "effect",
     "jobs",
+    "ladder_jobs",
     "leave_one_out_jobs",
     "load_base",
     "make_trainer",

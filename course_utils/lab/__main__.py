@@ -12,26 +12,35 @@ from pathlib import Path
 
 from course_utils import recorded
 from course_utils.lab.base import BASE_MODEL
+from course_utils.lab.ladder import ladder_jobs
 from course_utils.lab.runs import jobs, leave_one_out_jobs, run
 from course_utils.setup import places
 from course_utils.setup.printing import print_safely
 
 RECORDED = places.PACKAGE / "recorded"
-SWEEPS = {"lab_findings": jobs, "leave_one_out": leave_one_out_jobs}
+SWEEPS = {  # name: (its jobs, how many seeds)
+    "lab_findings": (jobs, 3),
+    "leave_one_out": (leave_one_out_jobs, 3),
+    "ladder": (ladder_jobs, 5),
+}
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sweep", choices=SWEEPS, default="lab_findings")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, help="instead of the sweep's own number")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--base", type=Path, default=BASE_MODEL)
     parser.add_argument("--only", default="", help="runs whose name contains this")
     parser.add_argument("--out", type=Path, help="instead of the package's own record")
     options = parser.parse_args(arguments)
-    partial = options.only or options.base != BASE_MODEL or options.seeds != 3
+    make_jobs, usual_seeds = SWEEPS[options.sweep]
+    seeds = options.seeds or usual_seeds
+    partial = options.only or options.base != BASE_MODEL or seeds != usual_seeds
     if partial and options.out is None:
-        parser.error("these runs are not the whole sweep: name another file with --out")
+        parser.error(
+            "these runs are not the entire sweep: name another file with --out"
+        )
     start = time.perf_counter()
     runs = []
     with (
@@ -40,7 +49,7 @@ def main(arguments=None):
             options.processes, maxtasksperchild=4
         ) as pool,
     ):
-        for stage in SWEEPS[options.sweep](options.seeds, folder, options.base):
+        for stage in make_jobs(seeds, folder, options.base):
             stage = [job for job in stage if options.only in job["name"]]
             for done in pool.imap_unordered(run, stage):
                 runs.append(done)
@@ -59,11 +68,8 @@ def main(arguments=None):
     record["runs"] = sorted(runs, key=lambda r: (r["name"], r["seed"]))
     out = options.out or RECORDED / f"{options.sweep}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps(record, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-        newline="\n",
-    )
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    out.write_text(text, encoding="utf-8", newline="\n")
     print(f"wrote {out.name} in {record['minutes']} minutes")
 
 

@@ -1,4 +1,4 @@
-"""The runs of the lab's sweep, with TRL's own trainers and the lab's settings.
+"""The runs of the lab's sweep: TRL's SFT and DPO, our ORPO, the lab's settings.
 
 Knows: one run from base to measurement, and which runs there are. Does not know: where
 results are kept (`findings`).
@@ -12,11 +12,11 @@ import torch
 from peft import LoraConfig
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, evaluation, models
 from course_utils.data import mixing, sources
 from course_utils.lab.base import BASE_MODEL, BATCH, MAX_LENGTH, load_base
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 
 def trainer_arguments(learning_rate, steps, seed, output_dir):
@@ -43,7 +43,7 @@ def trainer_arguments(learning_rate, steps, seed, output_dir):
 
 
 def make_trainer(method, model, tokenizer, pairs, beta, lora, arguments, callbacks):
-    """TRL's own trainer for "sft", "dpo" or "orpo". Notebooks spell these calls out."""
+    """The trainer for "sft", "dpo" (both TRL's) or "orpo" (ours, equal to TRL's)."""
     shared = {
         "model": model,
         "processing_class": tokenizer,
@@ -59,7 +59,8 @@ def make_trainer(method, model, tokenizer, pairs, beta, lora, arguments, callbac
     if method == "dpo":
         config = DPOConfig(beta=beta, **arguments)
         return DPOTrainer(args=config, train_dataset=pairs, **shared)
-    config = ORPOConfig(beta=beta, **arguments)
+    # One fault that the lab measures is the prompt counted twice.
+    config = ORPOConfig(beta=beta, refuse_prompt_twice=False, **arguments)
     return ORPOTrainer(args=config, train_dataset=pairs, **shared)
 
 
@@ -120,13 +121,15 @@ def run(job):
     if job["chat"] == "llama3":
         control = chat.use_llama3_chat(tokenizer)
     train = mix.train
+    if job.get("pairs"):
+        train = train.select(range(job["pairs"]))
     if job.get("prompt_twice"):
         train = count_prompt_twice(train, tokenizer)
     if job.get("lora_rank"):
         lora = LoraConfig(
             r=job["lora_rank"],
             lora_alpha=2 * job["lora_rank"],
-            lora_dropout=0.0,
+            lora_dropout=job.get("dropout", 0.0),
             task_type="CAUSAL_LM",
             target_modules=models.LINEAR_LAYERS,
             trainable_token_indices={"embed_tokens": control, "lm_head": control}
@@ -141,6 +144,8 @@ def run(job):
             arguments = trainer_arguments(
                 job["learning_rate"], job["steps"], job["seed"], folder
             )
+            if job.get("dropout"):  # TRL switches all dropout off unless asked
+                arguments["disable_dropout"] = False
             trainer = make_trainer(
                 job["method"],
                 model,
@@ -153,7 +158,7 @@ def run(job):
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-            model = trainer.model
+            model, log = trainer.model, trainer.state.log_history
         if job.get("save"):
             model.save_pretrained(job["save"])
             own = models.load_tokenizer(job.get("base", BASE_MODEL))
@@ -163,9 +168,19 @@ def run(job):
         {k: round(float(v), 4) if k != "step" else v for k, v in point.items()}
         for point in curve.history
     ]
-    job = {k: v for k, v in job.items() if k not in ("base", "save")}
+    kept = {k: v for k, v in job.items() if k not in ("base", "save")}
     minutes = round((time.perf_counter() - start) / 60, 2)
-    return {**job, **result, "curve": history, "minutes": minutes}
+    kept |= {**result, "curve": history, "minutes": minutes}
+    if job.get("keep_log"):
+        kept["log"] = [_logged(row) for row in log if "loss" in row]
+    return kept
+
+
+def _logged(row):
+    """What the trainer itself reports of some steps, under TRL's names."""
+    names = ("loss", "nll_loss", "rewards/accuracies", "rewards/margins")
+    values = {name: round(float(row[name]), 5) for name in names}
+    return {"step": row["step"], **values}
 
 
 def leave_one_out_jobs(seeds, folder, base=BASE_MODEL):

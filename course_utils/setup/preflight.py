@@ -93,7 +93,7 @@ def check(environ=os.environ, hardware=None, thorough=False, installed_version=N
         version, importlib.metadata.version by default.
     Returns: Report.
     Raises: PreflightError listing every problem found: Python or a library outside the
-        declared versions, ORPO missing from TRL, an impossible COURSE_ variable, a base
+        declared versions, an impossible COURSE_ variable, a base
         model that is missing, or that only the unreachable hub has. Tight memory and
         disk only warn.
     """
@@ -117,16 +117,18 @@ def check(environ=os.environ, hardware=None, thorough=False, installed_version=N
 
 
 def requirements():
-    """The packaging Requirements that the course declares, extras left out.
+    """The packaging Requirements of the notebooks: the package's and the extra's.
 
     Read from the installed distribution, or else from the clone's pyproject.toml.
     """
     try:
         declared = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        declared = places.project()["dependencies"]
+        project = places.project()
+        declared = project["dependencies"] + project["optional-dependencies"]["course"]
     parsed = [Requirement(line) for line in declared]
-    return [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    course = {"extra": "course"}
+    return [r for r in parsed if r.marker is None or r.marker.evaluate(course)]
 
 
 def recorded_minutes():
@@ -174,8 +176,6 @@ def _libraries(installed_version):
             continue
         value = f"is {version}, and the course needs {requirement.specifier}"
         advice = f"Run `{command}` and restart the kernel."
-        if name == "trl":
-            advice += " Its ORPO is experimental and changes between releases."
         wrong.append(Finding(name, value, PROBLEM, advice))
     return [Finding("libraries", ", ".join(fitting)), *wrong]
 
@@ -185,22 +185,24 @@ def _bare(requirement):
 
 
 def _orpo(thorough):
-    """Is trl.experimental.orpo there? Found by its file, without importing TRL."""
+    """Is TRL's ORPO there? Only the comparisons with it are left out where it is not.
+
+    Found by its file, without importing TRL.
+    """
     name = "trl.experimental.orpo"
-    pin = next((_bare(r) for r in requirements() if r.name == "trl"), "trl")
-    advice = f'Run `pip install "{pin}"` and restart the kernel.'
     spec = importlib.util.find_spec("trl")
     folders = spec.submodule_search_locations if spec else []
     if not any(Path(folder, "experimental", "orpo").is_dir() for folder in folders):
-        return Finding(name, "is missing", PROBLEM, advice)
+        return Finding(name, "is not there: what it gave is shown as recorded")
     if thorough:
         try:
             with warnings.catch_warnings():
-                # "Experimental, may change": the course knows, and pins the version.
+                # "Experimental, may change": the course has a trainer of its own.
                 warnings.filterwarnings("ignore", message=".*trl.experimental")
                 importlib.import_module(name)
         except ImportError as error:
-            return Finding(name, f"does not import: {error}", PROBLEM, advice)
+            shown = f"does not import ({error}): what it gave is shown as recorded"
+            return Finding(name, shown)
         return Finding(name, "imports")
     return Finding(name, "is there")
 

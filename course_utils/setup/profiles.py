@@ -14,6 +14,7 @@ import importlib.resources
 import json
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -212,10 +213,18 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(environ=os.environ, hardware=None, offline=None):
+def choose(
+    environ: Mapping[str, str] = os.environ,
+    hardware: Hardware | None = None,
+    offline: Callable[[], bool] | None = None,
+    *,
+    profile: str | None = None,
+    data: str | None = None,
+) -> Choice:
     """The profile for this machine, and why.
 
     environ: where the COURSE_ variables are looked up.
+    profile, data: taken instead of COURSE_PROFILE and COURSE_DATA.
     hardware: a Hardware; this machine's by default.
     offline: a function that says whether the hub is out of reach; `is_offline` by
         default, called only where a GPU profile would need the hub.
@@ -227,26 +236,27 @@ def choose(environ=os.environ, hardware=None, offline=None):
     hardware = hardware or probe()
     offline = offline or (lambda: is_offline(environ))
     profiles = all_profiles()
-    wanted = environ.get("COURSE_PROFILE", "").strip()
+    wanted = profile or environ.get("COURSE_PROFILE", "").strip()
     if wanted and wanted not in profiles:
         raise ValueError(
             f"COURSE_PROFILE is {wanted!r}, but the profiles are "
             f"{', '.join(profiles)}. Set one of these, or unset it to have one chosen."
         )
-    name, reason = (wanted, "COURSE_PROFILE says so") if wanted else _fitting(hardware)
-    profile, overrides = _with_overrides(profiles[name], environ)
-    if not wanted and name != "cpu" and profile.needs_hub and offline():
+    said = "as asked" if profile else "COURSE_PROFILE says so"
+    name, reason = (wanted, said) if wanted else _fitting(hardware)
+    chosen, overrides = _with_overrides(profiles[name], environ, data)
+    if not wanted and name != "cpu" and chosen.needs_hub and offline():
         reason = (
             f"{reason}, but {name} needs the hub, which is not reachable; for a GPU "
             "run set COURSE_BASE_MODEL and COURSE_DATA to local folders, or "
             f"COURSE_PROFILE={name} if its cache has both"
         )
         rest = {"COURSE_PAIRS": environ.get("COURSE_PAIRS", "")}
-        profile, overrides = _with_overrides(profiles["cpu"], rest)
-    if profile.dtype == "bfloat16" and hardware.cuda and not has_bf16(hardware):
-        profile = replace(profile, dtype="float16")
+        chosen, overrides = _with_overrides(profiles["cpu"], rest, data)
+    if chosen.dtype == "bfloat16" and hardware.cuda and not has_bf16(hardware):
+        chosen = replace(chosen, dtype="float16")
         overrides.append(f"float16, because {hardware.gpu_name} has no bf16")
-    return Choice(profile, "; ".join([reason, *overrides]))
+    return Choice(chosen, "; ".join([reason, *overrides]))
 
 
 def _fitting(hardware):
@@ -266,7 +276,7 @@ def _fitting(hardware):
     return "a100", f"{card} and bf16"
 
 
-def _with_overrides(profile, environ):
+def _with_overrides(profile, environ, data=None):
     """The profile with the other three variables applied, and a note on each."""
     notes = []
     model = environ.get("COURSE_BASE_MODEL", "").strip()
@@ -288,8 +298,10 @@ def _with_overrides(profile, environ):
         notes.append("base model from COURSE_BASE_MODEL")
         if folder.is_dir() and _is_random(folder):
             notes.append("its weights are RANDOM: this shows time and memory, no skill")
-    data = environ.get("COURSE_DATA", "").strip()
     if data:
+        profile = replace(profile, data=data)
+        notes.append(f"data from {data}")
+    elif data := environ.get("COURSE_DATA", "").strip():
         folder = Path(data).expanduser()
         if data not in (WORLD, HUB) and not folder.is_dir():
             raise FileNotFoundError(

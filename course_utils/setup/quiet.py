@@ -15,7 +15,7 @@ _WARNINGS = (
     r".*gradient_checkpointing\w*` is deprecated",
     # Notebook 03 steps with a paged optimizer on the CPU, and says what that measures.
     "Paged optimizers are not supported on CPU",
-    # True, and the reason why the course pins TRL exactly.
+    # True, and the reason why the course has an ORPO trainer of its own.
     "You are importing from 'trl.experimental'",
 )
 _LOGGERS = {

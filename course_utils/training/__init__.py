@@ -1,10 +1,32 @@
-"""The trainer as a command: one GPU, several, or a CPU, through accelerate.
+"""Training: ORPOConfig, ORPOTrainer, PackedORPOTrainer, and the command.
+
+    from course_utils.training import ORPOConfig, ORPOTrainer, PackedORPOTrainer
 
     python -m course_utils.training --profile a100 --output runs/a100
     accelerate launch --config_file CONFIG \
         --num_processes 2 -m course_utils.training --profile a100 --output runs/a100
 
-Knows: nothing itself; see `options` (what can be asked for), `batches` (how processes
-share a step), `run` (the flow of notebook 04), `lost` (when a process dies). Nothing is
-imported here, so that the command can set the libraries' variables first.
+The trainers are imported when they are first asked for, so that the command can set the
+libraries' variables before that. README.md compares them with others.
 """
+
+import importlib
+
+_HOMES = {
+    "FastTrainingConfig": "course_utils.training.fast",
+    "ORPOConfig": "course_utils.training.orpo_config",
+    "ORPOTrainer": "course_utils.training.orpo_trainer",
+    "PackedORPOTrainer": "course_utils.training.fast",
+}
+
+__all__ = ["FastTrainingConfig", "ORPOConfig", "ORPOTrainer", "PackedORPOTrainer"]
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,17 +1,18 @@
-"""When a process of several is lost: the others end, and say how to go on.
+"""When a process is to end: what it says, also from inside of a library.
 
-Knows: the signal by which torchrun ends the others, and how a broken connection reads.
-Does not know: training.
+Of several processes one may be lost; then torchrun ends the others by a signal.
 """
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 _BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
-def end_in_words_when_told(message):
+def end_in_words_on_sigterm(message: str) -> None:
     """On SIGTERM print `message` and end at once, with status 143.
 
     A handler in Python would wait for the main thread, which may itself be waiting for
@@ -32,7 +33,29 @@ def end_in_words_when_told(message):
     threading.Thread(target=wait, daemon=True).start()
 
 
-def is_broken_connection(error):
+@contextlib.contextmanager
+def end_in_words_on_ctrl_c(message: str, status: int) -> Iterator[None]:
+    """Meanwhile, Ctrl-C prints `message` and ends the process at once.
+
+    For imports: numpy makes a RecursionError of the KeyboardInterrupt.
+    """
+
+    def end(*_):
+        os.write(2, f"{message}\n".encode())
+        os._exit(status)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # somebody else decides
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def is_broken_connection(error: RuntimeError) -> bool:
     """Does this RuntimeError mean that another process is gone?"""
     import torch.distributed as dist
 

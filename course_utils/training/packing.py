@@ -1,8 +1,5 @@
 """Preference pairs packed for training: shared prefixes, rows without padding.
 
-Knows: token ids, which of them are scored, and which may see which.
-Does not know: models, losses, trainers (`fast`).
-
 Words used here. The *prefix* of a pair is what chosen and rejected have in common from
 the first token on: the prompt, and often the first words of the answers. A *row* is
 what the model reads in one go, pairs one after another, each laid out as
@@ -16,7 +13,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-IGNORE_INDEX = -100  # the label of tokens outside the answer, as in TRL
+from course_utils.chat.tokens import IGNORE_INDEX
+from course_utils.training.orpo_batches import no_room
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +32,7 @@ class Pair:
 
 
 def pair_from_row(row, name="this row"):
-    """The Pair of a row that TRL's ORPOTrainer tokenised.
+    """The Pair of a row that ORPOTrainer tokenised.
 
     row: mapping with chosen_input_ids, chosen_labels and the same of rejected.
     name: what to call the row in an error.
@@ -44,7 +42,8 @@ def pair_from_row(row, name="this row"):
     for side in ("chosen", "rejected"):
         columns[f"{side}_ids"] = np.asarray(row[f"{side}_input_ids"], dtype=np.int64)
         scored = np.asarray(row[f"{side}_labels"]) != IGNORE_INDEX
-        require_answer(scored, side, name)
+        if not scored[1:].any():
+            raise ValueError(f"{name}: {no_room(len(scored), side)}")
         columns[f"{side}_scored"] = scored
     return Pair(**columns)
 
@@ -52,7 +51,7 @@ def pair_from_row(row, name="this row"):
 def pairs_from_batch(batch):
     """The Pairs of a padded batch, whichever side the padding is on.
 
-    batch: what TRL's collator returns: (B, T) tensors, attention masks among them.
+    batch: what a collator returns: (B, T) tensors, attention masks among them.
     Raises: ValueError as pair_from_row, with the row's number in the batch.
     """
     arrays = {
@@ -69,20 +68,6 @@ def pairs_from_batch(batch):
                 row[key] = arrays[key][number][real]
         pairs.append(pair_from_row(row, f"row {number} of the batch"))
     return pairs
-
-
-def require_answer(scored, side, name):
-    """Raise ValueError unless a token after the first is scored.
-
-    scored: (n,) bool. Nothing predicts the first token, so it cannot be scored. TRL
-    1.16 computes 0/0 for such a row, and one NaN spoils the whole adapter.
-    """
-    if not scored[1:].any():
-        raise ValueError(
-            f"{name}: no token of the {side} answer is left to score. Its prompt "
-            f"probably fills max_length ({len(scored)} tokens in all). Drop such rows "
-            "(chat.check_pairs), or raise max_length."
-        )
 
 
 def filling_pairs(tokens, most):
@@ -231,7 +216,14 @@ def without_waiting(tensor, device, into=None):
     return tensor.to(device, non_blocking=True)
 
 
-def pack_step(groups, budget, share_prefix=True, multiple=1, slots=None):
+def pack_step(
+    groups: list[list[Pair]],
+    budget: int,
+    share_prefix: bool = True,
+    multiple: int = 1,
+    slots: int | None = None,
+    nll_scope: str = "prompt_and_answer",
+) -> list[PackedRow]:
     """All pairs of an optimizer step in rows of at most `budget` tokens.
 
     groups: list of micro-batches, each a list of Pairs. Weights stay those of the
@@ -240,13 +232,16 @@ def pack_step(groups, budget, share_prefix=True, multiple=1, slots=None):
     slots: pairs are padded to a multiple of this many, with copies of a row's first
         pair that weigh nothing, targets and keys to what T tokens can have at most; so
         that rows of equally many tokens have equal shapes. None: nothing is padded.
-    Returns: list of PackedRow.
+    nll_scope: as in ORPOConfig; which tokens a micro-batch's NLL is averaged over.
     """
     pairs = [pair for group in groups for pair in group]
     nll_weight, pair_weight = [], []
     for group in groups:
         # The first token of a conversation is predicted by nothing.
-        tokens = sum(len(pair.chosen_ids) - 1 for pair in group)
+        if nll_scope == "answer":
+            tokens = sum(int(pair.chosen_scored[1:].sum()) for pair in group)
+        else:
+            tokens = sum(len(pair.chosen_ids) - 1 for pair in group)
         nll_weight += [1 / tokens] * len(group)
         pair_weight += [1 / len(group)] * len(group)
     lengths = [packed_length(pair, share_prefix) for pair in pairs]

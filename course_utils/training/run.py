@@ -1,57 +1,92 @@
 """The flow of notebook 04 for any number of processes.
 
-Knows: profile, pairs, model, trainer, what is written at the end. Does not know: the
-command line (`options`), who reports a failure (`__main__`).
-
 Every process runs all of this. What may only happen once, reading pairs and files,
-happens on the main process, and the others are told.
+happens on the main process, and the others get the result.
 """
 
-import hashlib
-import json
-import os
+import contextlib
 import time
-from dataclasses import fields
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
-from datasets import Dataset
-from peft import LoraConfig, PeftModel
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from course_utils import chat, models, recorded
-from course_utils.data import mixing
-from course_utils.data.sources import read_json_lines
+from course_utils import recorded
+from course_utils.setup.profiles import Profile
 from course_utils.training import packing, resilience
-from course_utils.training.batches import share
-from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
+from course_utils.training.preparing import plan, prepare
+from course_utils.training.reading import broadcast_from_main, read_json_lines
+from course_utils.training.resuming import (
+    checkpoint_to_resume,
+    require_room_for_run,
+    write_json,
+)
+
+__all__ = ["Job", "read_json_lines", "run"]
 
 GIB = 2**30
-COLUMNS = ("prompt", "chosen", "rejected")
 
 
-def run(options, profile):
+class Job(NamedTuple):
+    """A run that can begin. began: time.perf_counter() at the start of the command."""
+
+    options: Namespace
+    trainer: transformers.Trainer
+    pairs: list
+    settings: dict
+    checkpoint: str | None
+    began: float
+
+
+def run(options: Namespace, profile: Profile) -> dict | None:
     """Train as asked; the adapter, its tokenizer and run.json lie in options.output.
 
     run.json is written last. Every process must call this.
     Returns: what run.json holds, on the main process; None on others.
+    Raises: ValueError or OSError that say what to change; NotFinite, OutOfMemory or
+        DiskFull of `resilience`.
+    """
+    with prepared(options, profile) as job:
+        return train(job)
+
+
+@contextlib.contextmanager
+def prepared(options: Namespace, profile: Profile) -> Iterator[Job]:
+    """All that training needs; meanwhile no other process can use the output folder.
+
     Raises: ValueError or OSError that say what to change.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     transformers.utils.logging.disable_progress_bar()
-    require_fsdp_to_fit(options, profile)
-    trainer, pairs, settings = prepare(options, profile)
+    # The configuration also decides how processes talk to each other.
+    config, shares = plan(options, profile)
+    with contextlib.ExitStack() as held:
+        # One lock for all processes, which the main process takes.
+        lock = resilience.locked(options.output)
+        broadcast_from_main(lambda: held.enter_context(lock))
+        resume = options.resume
+        broadcast_from_main(lambda: require_room_for_run(options.output, resume))
+        trainer, pairs, settings = prepare(options, profile, config, shares)
+        last = broadcast_from_main(
+            lambda: checkpoint_to_resume(options.output, resume, settings)
+        )
+        yield Job(options, trainer, pairs, settings, last, began)
+
+
+def train(job: Job) -> dict | None:
+    """Train, save, and write run.json; as `run`."""
+    trainer, output = job.trainer, job.options.output
     state = PartialState()
-    last = broadcast_from_main(lambda: checkpoint_to_resume(options, settings))
     progress = Progress(state.is_main_process)
     trainer.add_callback(progress)
     trainer.data_collator = counted = CountedTokens(trainer.data_collator)
-    with resilience.watched(trainer):
-        trainer.train(resume_from_checkpoint=last)
+    with resilience.watched(trainer, job.settings):
+        trainer.train(resume_from_checkpoint=job.checkpoint)
     torch.cuda.synchronize() if torch.cuda.is_available() else None
     seconds = time.perf_counter() - progress.began
     micro_batches = trainer.state.global_step - progress.first_step
@@ -65,18 +100,15 @@ def run(options, profile):
             }
         ]
     )
-    trainer.save_model(str(options.output))
-    # FSDP's shares are still on their way to the main process when the others are done,
-    # and a process that ends takes its share with it.
-    state.wait_for_everyone()
+    resilience.save_adapter(trainer, output)
     if not state.is_main_process:
         return None
-    record = recorded.describe_run(options.command, start) | {
-        "settings": settings,
-        "trainer": options.trainer,
+    record = recorded.describe_run(job.options.command, job.began) | {
+        "settings": job.settings,
+        "trainer": job.options.trainer,
         "processes": state.num_processes,
         "distributed": str(trainer.accelerator.distributed_type.value),
-        "pairs": len(pairs),
+        "pairs": len(job.pairs),
         "steps": trainer.state.global_step,
         "resumed_at_step": progress.first_step,
         "seconds": seconds,
@@ -85,273 +117,9 @@ def run(options, profile):
     }
     for name in ("attention", "compile_layers", "cuda_graphs"):
         record[name] = getattr(trainer, name, None)
-    write_json(options.output / "run.json", record)
-    print(
-        f"{options.output}: adapter, tokenizer, run.json; {seconds:.0f} s of training"
-    )
+    write_json(output / "run.json", record)
+    print(f"{output}: adapter, tokenizer, run.json; {seconds:.0f} s of training")
     return record
-
-
-def prepare(options, profile):
-    """(trainer, pairs, settings): all that training needs, the same on every process.
-
-    pairs: list of dicts with messages. settings: dict of what makes a run what it is.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    shares = share(
-        options.batch_size
-        or profile.per_device_batch_size * profile.gradient_accumulation_steps,
-        options.micro_batch or profile.per_device_batch_size,
-        processes,
-        exactly=options.micro_batch is not None,
-    )
-    config = configuration(options, profile, shares)
-    if config.n_gpu > 1:
-        raise ValueError(
-            f"One process sees {config.n_gpu} GPUs. Start one process a GPU with "
-            "accelerate launch, or show one with CUDA_VISIBLE_DEVICES=0."
-        )
-    # Sets each process's GPU, on which load_base then puts the model.
-    state = PartialState()
-    model, tokenizer = models.load_base(profile)
-    control_ids = chat.use_llama3_chat(tokenizer)
-    pairs, dropped = broadcast_from_main(
-        lambda: read_pairs(options, profile, tokenizer)
-    )
-    # Whole steps only: with a rest, processes would disagree about an epoch's end.
-    pairs = pairs[: len(pairs) // shares.batch * shares.batch]
-    if not pairs:
-        raise ValueError(
-            f"There are fewer pairs than the {shares.batch} of one step. Lower "
-            "--batch-size, or give more pairs."
-        )
-    config.max_steps = options.steps or len(pairs) // shares.batch
-    if state.is_main_process:
-        print(
-            f"{len(pairs)} pairs (dropped: {dict(dropped)}), {config.max_steps} steps "
-            f"of {shares.batch}: {shares.processes} processes x "
-            f"{shares.accumulation} x {shares.micro_batch}",
-            flush=True,
-        )
-    trainer = make_trainer(options, profile, model, tokenizer, config, pairs)
-    models.keep_trained_in_fp32(trainer.model)  # TRL casts trained token rows to bf16
-    chat.assert_labels_hold_no_user_text(trainer, tokenizer, pairs)
-    trainer.remove_callback(transformers.PrinterCallback)
-    settings = {
-        "profile": profile.name,
-        "base_model": profile.base_model,
-        "nf4": profile.nf4,
-        "dtype": profile.dtype,
-        "lora_rank": profile.lora_rank,
-        "batch_size": shares.batch,
-        "micro_batch": shares.micro_batch,
-        "steps": config.max_steps,
-        "learning_rate": config.learning_rate,
-        "beta": config.beta,
-        "max_length": config.max_length,
-        "optim": str(config.optim.value),
-        "seed": config.seed,
-        "token_rows": control_ids,
-        "pairs": len(pairs),
-        "pairs_sha256": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
-    }
-    return trainer, pairs, settings
-
-
-def configuration(options, profile, shares):
-    """The ORPOConfig of notebook 04; its steps are set once the pairs are read."""
-
-    def chosen(name):
-        value = getattr(options, name)
-        return getattr(profile, name) if value is None else value
-
-    return ORPOConfig(
-        output_dir=str(options.output),
-        learning_rate=chosen("learning_rate"),
-        beta=chosen("beta"),
-        lr_scheduler_type="linear",
-        warmup_steps=10,
-        per_device_train_batch_size=shares.micro_batch,
-        gradient_accumulation_steps=shares.accumulation,
-        max_length=profile.max_length,
-        optim=chosen("optim"),
-        bf16=profile.dtype == "bfloat16",
-        fp16=profile.dtype == "float16",
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=profile.gradient_checkpointing,
-        # Reentrant checkpoints and DDP do not go together.
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        logging_steps=options.logging_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if options.save_steps else "no",
-        save_steps=options.save_steps or 500,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        report_to=options.report_to,
-        disable_tqdm=True,
-        seed=options.seed,
-        log_level_replica="error",
-        # All that is trained takes part in every pass.
-        ddp_find_unused_parameters=False,
-    )
-
-
-def make_trainer(options, profile, model, tokenizer, config, pairs):
-    """A PackedORPOTrainer, or TRL's ORPOTrainer if options.trainer is "stock"."""
-    adapter = None
-    if options.adapter:
-        model = PeftModel.from_pretrained(model, options.adapter, is_trainable=True)
-    else:
-        control_ids = chat.use_llama3_chat(tokenizer)
-        adapter = LoraConfig(
-            r=profile.lora_rank,
-            lora_alpha=profile.lora_alpha,
-            lora_dropout=0.0,
-            task_type="CAUSAL_LM",
-            target_modules=models.LINEAR_LAYERS,
-            trainable_token_indices={
-                "embed_tokens": control_ids,
-                "lm_head": control_ids,
-            },
-        )
-    fast = options.trainer == "fast"
-    extra = {"fast_config": fast_config(options)} if fast else {}
-    trainer = (PackedORPOTrainer if fast else ORPOTrainer)(
-        model,
-        config,
-        train_dataset=Dataset.from_list(pairs),
-        processing_class=tokenizer,
-        peft_config=adapter,
-        **extra,
-    )
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and config.bf16:
-        # accelerate's own would reduce gradients and return log-probs in bf16.
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16,
-            reduce_dtype=torch.float32,
-            # TRL takes the log-softmax of what the model returns.
-            output_dtype=None if fast else torch.float32,
-        )
-    return trainer
-
-
-def fast_config(options):
-    """The fast trainer's FastTrainingConfig, with what was asked for.
-
-    Raises: ValueError for a lever that does not exist, naming those that do.
-    """
-    known, asked = [field.name for field in fields(FastTrainingConfig)], {}
-    for text in options.lever:
-        name, _, value = text.partition("=")
-        if name not in known or not value:
-            raise ValueError(
-                f"--lever {text}: give NAME=VALUE, NAME one of {', '.join(known)}."
-            )
-        try:
-            asked[name] = json.loads(value)  # a number, true, false or null
-        except ValueError:
-            asked[name] = value
-    return FastTrainingConfig(**asked)
-
-
-def require_fsdp_to_fit(options, profile):
-    """ValueError if accelerate was told to use FSDP for what it cannot do."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false") != "true":
-        return
-    optim = options.optim or profile.optim
-    problems = {
-        "FSDP here means FSDP2: set fsdp_version: 2, as the shipped fsdp.yaml does.": (
-            os.environ.get("FSDP_VERSION") != "2"
-        ),
-        "FSDP shards weights in 16 bit, and leaves NF4 weights whole on every GPU. Add "
-        "--sixteen-bit, or take the configuration ddp for QLoRA.": profile.nf4,
-        f"The optimizer {optim} keeps its state in a format of its own, which FSDP "
-        "cannot shard. Add --optim adamw_torch.": "bit" in optim or "paged" in optim,
-        "accelerate runs FSDP on GPUs only. Take the configuration ddp.": (
-            "ACCELERATE_TORCH_DEVICE" not in os.environ
-            and not torch.cuda.is_available()
-        ),
-    }
-    for problem, applies in problems.items():
-        if applies:
-            raise ValueError(problem)
-
-
-# ---- once, on the main process ----
-
-
-def broadcast_from_main(function):
-    """What `function` returns on the main process, told to all of them.
-
-    A ValueError or OSError there is raised everywhere, so that all end together.
-    """
-    box = [None, None]
-    if PartialState().is_main_process:
-        try:
-            box[0] = function()
-        except (ValueError, OSError) as error:
-            box[1] = error
-    broadcast_object_list(box)
-    result, error = box
-    if error is not None:
-        raise error
-    return result
-
-
-def read_pairs(options, profile, tokenizer):
-    """(pairs, Counter of reasons to drop one): what to train on, checked."""
-    if options.pairs_file:
-        rows = read_json_lines(options.pairs_file)
-    else:
-        mix = mixing.build(profile.data, evaluation_pairs=profile.eval_pairs)
-        rows = mix.train.select_columns(list(COLUMNS))
-    kept, dropped = chat.check_pairs(rows, tokenizer, profile.max_length, "drop")
-    # Of a mix as many as the profile has time for; of somebody's own file all.
-    most = options.pairs or (None if options.pairs_file else profile.train_pairs)
-    return [{name: row[name] for name in COLUMNS} for row in kept[:most]], dropped
-
-
-def checkpoint_to_resume(options, settings):
-    """The checkpoint to go on from, or None to begin; leaves settings.json there.
-
-    Raises: ValueError if the folder holds a run and --resume was not given, or if that
-        run had other settings.
-    """
-    folder, file = options.output, options.output / "settings.json"
-    # What JSON makes of them, so that a list read back equals a list.
-    settings = json.loads(json.dumps(settings))
-    if file.is_file():
-        if not options.resume:
-            raise ValueError(
-                f"{folder} holds a run already. Go on with it by --resume, or name "
-                "another folder."
-            )
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in settings.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{folder} was begun with {name} {before.get(name)}, and now it is "
-                    f"{value}. Resume with the same, or name another folder."
-                )
-    last = resilience.last_whole_checkpoint(folder)
-    if options.resume:
-        print(f"resuming from {last}" if last else "no checkpoint yet: from the start")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, settings)
-    return last
-
-
-def write_json(path, content):
-    """Write a file that is whole whenever it is there."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(
-        json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n"
-    )
-    partial.replace(path)
-
-
-# ---- while it trains ----
 
 
 class Progress(TrainerCallback):

@@ -4,14 +4,15 @@
 # {{badge}}
 #
 # **You will learn**
-# to compute ORPO's loss by hand and prove it equal to TRL's,
-# to say what its gradient does and when it stops,
+# to derive ORPO's loss, and to say why it needs odds and no reference model,
+# to compute it by hand and prove it equal to a trainer's,
 # and to read the log-probabilities of chosen and rejected answers in SFT, DPO and ORPO runs.
 #
 # **Time and hardware**: {{recorded}}.
 # The experiment uses the lab's small model in every profile, so it needs no GPU.
 #
 # **You need** logarithms, softmax, and the idea of a gradient.
+# Abbreviations are explained in the [glossary](00_start_here.ipynb#glossary).
 
 # %% tags=["colab"]
 import importlib.util
@@ -34,7 +35,7 @@ import numpy as np
 import torch
 import transformers
 
-from course_utils import evaluation, lab, orpo, plots, recorded
+from course_utils import chat, evaluation, lab, orpo, plots, recorded
 from course_utils.data import mixing
 from course_utils.exercises import checks
 
@@ -42,12 +43,110 @@ SEED = 0
 print(f"profile {profile.name}: {reason}. Model here: the lab's, seed {SEED}")
 
 # %% [markdown]
-# ## 1. From a log-prob to odds
+# ## 1. The loss in four steps
+#
+# ### Step 1: what SFT leaves out
 #
 # A model gives an answer of $m$ tokens the probability $\prod_t p(y_t \mid x, y_{<t})$.
-# That number shrinks with every token, so ORPO takes the *mean* log-probability per token,
-# $\log P = \frac{1}{m}\sum_t \log p(y_t \mid x, y_{<t})$, and calls its exponential $P$.
-# The **odds** are $P / (1 - P)$: how much likelier the answer's tokens are than everything else.
+# That number shrinks with every token, so we take the *mean* [log-probability](00_start_here.ipynb#logprob) per token,
+# $\log P = \frac{1}{m}\sum_t \log p(y_t \mid x, y_{<t})$, and call its exponential $P$.
+# SFT's loss is the [NLL](00_start_here.ipynb#nll), $-\log P_w$ of the chosen answer ($w$ as in *winner*).
+# The rejected answer ($l$ as in *loser*) does not occur in it.
+#
+# **Predict.** One small step of SFT on a chosen answer: what happens to the log-prob of the rejected answer to the same prompt?
+
+# %%
+mix = mixing.build()
+base, tokenizer = lab.load_base()
+start = {name: weight.clone() for name, weight in base.state_dict().items()}
+
+
+def log_prob(pair, side):
+    """Mean log-prob per token of one answer, (1,)."""
+    row = chat.tokenize_pair(tokenizer, pair, 256)
+    ids = torch.tensor([getattr(row, f"{side}_input_ids")])
+    labels = torch.tensor([getattr(row, f"{side}_labels")])
+    return orpo.mean_logps(base(ids).logits, labels)
+
+
+def one_step(pair, loss):
+    """How far one small step moves the log-probs: (chosen, rejected)."""
+    base.load_state_dict(start)
+    base.zero_grad()
+    before = log_prob(pair, "chosen"), log_prob(pair, "rejected")
+    loss(*before).sum().backward()
+    with torch.no_grad():
+        for weight in base.parameters():
+            weight -= 0.02 * weight.grad
+        after = log_prob(pair, "chosen"), log_prob(pair, "rejected")
+    return [(new - old).item() for new, old in zip(after, before, strict=True)]
+
+
+# %%
+pairs = [mix.train[i] for i in range(24)]
+moves = np.array([one_step(pair, lambda chosen, _: -chosen) for pair in pairs])
+chosen_moved, rejected_moved = (evaluation.estimate(side) for side in moves.T)
+print(f"one step of SFT, mean over {len(pairs)} pairs, nats per token:")
+print(f"chosen {chosen_moved.value:+.3f}, rejected {rejected_moved.value:+.3f}")
+print(f"the rejected answer rose in {(moves[:, 1] > 0).mean():.0%} of the pairs")
+
+# %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# It rises too, because the two answers share most of their words and their voice.
+# SFT cannot keep the rejected answer back, because nothing in its loss mentions it.
+#
+# </details>
+#
+# ### Step 2: compare, and know when to stop
+#
+# So add a term that compares: it should be small where the chosen answer is clearly ahead.
+# The plain difference $\log P_l - \log P_w$ has no end: it rewards pushing $P_l$ down for ever.
+# $-\log\sigma(\text{lead})$ has one: when the lead is large, its gradient goes to 0.
+
+# %%
+lead = torch.tensor([-2.0, 0.0, 2.0, 6.0], requires_grad=True)
+term = -torch.nn.functional.logsigmoid(lead)
+(gradient,) = torch.autograd.grad(term.sum(), lead)
+for x, g in zip(lead.tolist(), gradient.tolist(), strict=True):
+    print(f"lead {x:+.0f}: plain difference pulls with -1.000, this term with {g:+.3f}")
+
+# %% [markdown]
+# ### Step 3: an anchor
+#
+# A lead is a difference, and a difference does not notice when both answers sink.
+# [DPO](00_start_here.ipynb#dpo) measures both answers from where a frozen copy of the model, the *reference*, has them:
+# $-\log\sigma\left(\beta\,[(\log P_w - \log P_w^{\text{ref}}) - (\log P_l - \log P_l^{\text{ref}})]\right)$.
+# (DPO sums log-probs over the tokens; the mean shows the same thing.)
+# ORPO keeps the NLL in its loss.
+#
+# **Predict.** Both answers become less likely by 2 nats per token. Which of the two losses notices?
+
+# %%
+reference_lead = 0.0  # the frozen copy finds both answers equally likely
+for chosen, rejected in ((-0.2, -0.5), (-2.2, -2.5)):
+    c, r = torch.tensor([chosen]), torch.tensor([rejected])
+    dpo = -torch.nn.functional.logsigmoid(c - r - reference_lead)
+    full = orpo.orpo_loss(-c.mean(), c, r, beta=1.0)
+    print(f"log P {chosen}, {rejected}: DPO {dpo.item():.3f}, ORPO {full.item():.3f}")
+
+# %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# DPO's value is the same: its reference says where to *start* measuring, and a small learning rate keeps the model near it.
+# In ORPO the NLL pays for every nat that the chosen answer loses.
+# The NLL is the anchor, so ORPO needs no second model.
+# That is also why ORPO can start from the base: the NLL is SFT, in the same stage.
+#
+# </details>
+#
+# ### Step 4: why odds?
+#
+# What should the lead be: a difference of log-probs, or something else?
+# A log-prob can rise to 0 at most. When a model is good, both answers are close to that end, and their difference is small whatever it means.
+# The **odds** $P / (1 - P)$ have no such end: how much likelier the answer's tokens are than everything else.
 #
 # **Predict.** At $P = 0.5$ the odds are 1. What are they at $P = 0.9$, and at $P = 0.99$?
 
@@ -59,8 +158,13 @@ for p, lp, lo in zip(P, logps, log_odds, strict=True):
     print(f"P {p:.2f}  log P {lp:+.3f}  odds {lo.exp():7.3f}  log-odds {lo:+.3f}")
 
 # %% [markdown]
-# From 0.9 to 0.99 the log-probability hardly moves, and the odds grow elevenfold.
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# From 0.9 to 0.99 the log-probability hardly moves, and the odds grow elevenfold. <!-- measured -->
 # The log-odds keep telling apart answers that both look near certain.
+#
+# </details>
 #
 # The **odds ratio** compares the chosen answer with the rejected one,
 # and ORPO's preference term is $-\log\sigma(\log \mathrm{OR})$.
@@ -73,10 +177,15 @@ term = orpo.odds_ratio_loss(equal, equal)
 print(f"term at equal log-probs: {term.item():.6f}, log 2 = {np.log(2):.6f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # $\log 2$: a coin toss, in nats.
 # A run whose preference term stays at 0.693 has not learned to tell the answers apart.
 #
-# ### Why odds and not plain probabilities?
+# </details>
+#
+# ### Odds ratio or probability ratio? The paper's argument
 #
 # The paper's Figure 6 draws $P_w$ and $P_l$ at random and compares two ways to contrast them.
 
@@ -159,13 +268,14 @@ print("stable", log1mexp(sure).tolist())
 # %% [markdown]
 # The naive version reaches $-\infty$, and its gradient is not a number.
 #
-# Now a real batch, made by TRL's own trainer from four pairs of the course's mix.
+# Now a real batch, made by the course's plain trainer from four pairs of its mix.
+# That trainer stands on `transformers.Trainer` alone, and computes what TRL 1.16's computes: the tests hold it to a record of TRL's tokens, losses and fifty steps.
+# (TRL's own ORPO is recorded here, not run: it is experimental, and may leave TRL in any release.)
 
 # %%
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from course_utils.training import ORPOConfig, ORPOTrainer
 
-mix = mixing.build()
-base, tokenizer = lab.load_base()
+base, tokenizer = lab.load_base()  # afresh: section 1 moved its weights
 common = dict(
     output_dir="outputs/01",
     max_length=256,
@@ -190,7 +300,7 @@ print({name: tuple(value.shape) for name, value in batch.items() if "labels" in 
 
 
 # %% [markdown]
-# **Predict.** Over which tokens does TRL take the NLL: the answer's, or the prompt's too?
+# **Predict.** Over which tokens does the trainer, like TRL, take the NLL: the answer's, or the prompt's too?
 
 # %%
 def my_loss_on(batch, beta, prompt_too):
@@ -212,11 +322,17 @@ with torch.no_grad():
     for prompt_too in (True, False):
         mine, chosen, rejected = my_loss_on(batch, 0.1, prompt_too)
         where = "prompt and answer" if prompt_too else "answer only"
-        print(f"NLL over {where:17s}: mine {mine:.6f}, TRL {theirs:.6f}")
+        print(f"NLL over {where:17s}: mine {mine:.6f}, trainer {theirs:.6f}")
 
 # %% [markdown]
-# Over both: TRL learns to write the user's turn as well, on purpose, while the paper's formula takes the answer alone.
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# Over both: as in TRL the model learns to write the user's turn as well, on purpose, while the paper's formula takes the answer alone.
+# `ORPOConfig(nll_scope="answer")` is the paper's.
 # Everything else agrees; here is the proof, also for the package's own functions.
+#
+# </details>
 
 # %%
 with torch.no_grad():
@@ -231,7 +347,8 @@ nll = (
 )
 package = orpo.orpo_loss(nll, chosen, rejected, beta=0.1)
 torch.testing.assert_close(package, theirs, atol=1e-5, rtol=1e-5)
-print(f"largest difference to TRL: {abs(mine - theirs):.1e} nats")
+print(f"largest difference to the trainer: {abs(mine - theirs):.1e} nats")
+
 
 # %% [markdown]
 # ## 3. What the gradient does
@@ -244,18 +361,46 @@ print(f"largest difference to TRL: {abs(mine - theirs):.1e} nats")
 # **Predict.** The factor $1/(1-P)$: is the push stronger for unlikely answers or for likely ones?
 
 # %%
-chosen = torch.tensor([0.10, 0.50, 0.90]).log().requires_grad_()
-rejected = torch.full((3,), 0.5).log().requires_grad_()
-orpo.odds_ratio_loss(chosen, rejected).sum().backward()
-delta = orpo.gradient_delta(chosen, rejected).detach()
-for p, d, g in zip(chosen.exp(), delta, chosen.grad, strict=True):
-    print(f"P(chosen) {p:.1f}: δ {d:.3f}, 1/(1-P) {1 / (1 - p):5.2f}, grad {g:+.3f}")
-torch.testing.assert_close(chosen.grad, -delta / (1 - chosen.exp().detach()))
+def gradient_on_chosen(p_chosen, p_rejected):
+    """Prints δ, the factor 1/(1-P), and minus their product: the gradient."""
+    chosen = torch.tensor(p_chosen).log().requires_grad_()
+    rejected = torch.tensor(p_rejected).log()
+    orpo.odds_ratio_loss(chosen, rejected).sum().backward()
+    delta = orpo.gradient_delta(chosen, rejected).detach()
+    factor = 1 / (1 - chosen.exp().detach())
+    torch.testing.assert_close(chosen.grad, -delta * factor)
+    for row in zip(p_chosen, p_rejected, delta, factor, chosen.grad, strict=True):
+        print("P {:.2f}, {:.2f}: δ {:.3f}, 1/(1-P) {:5.2f}, grad {:+.3f}".format(*row))
+
+
+gradient_on_chosen([0.10, 0.50, 0.90], [0.10, 0.50, 0.90])
 
 # %% [markdown]
-# The factor grows with $P$: 1.11, 2, 10.
-# The paper says that it amplifies the gradient where the likelihood is *low*; the formula says the opposite.
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# All three pairs are level, so δ is one half in each.
+# The factor grows with $P$, and so does the push: where the model is sure of *both* answers, it is pushed hardest.
+# The paper says that the factor amplifies the gradient where the likelihood is *low*; the formula says the opposite.
 # The gradient on the chosen log-prob is negative, so descent raises it.
+#
+# </details>
+#
+# **Predict.** Now the rejected answer stays at $P = 0.8$, and the chosen one improves from 0.1 to 0.99. Does the push grow with the factor, or fall with δ?
+
+# %%
+gradient_on_chosen([0.10, 0.50, 0.80, 0.90, 0.99], [0.80] * 5)
+
+# %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# It stays between 1 and 5 although the factor becomes 100: δ falls nearly as fast as the factor grows.
+# The product is $-1 / \left((1-P_w) + P_w \frac{1-P_l}{P_l}\right)$, so $P_l$ sets its limit: $P_l/(1-P_l)$, here 4.
+# (At $P_l = 0.5$ the two cancel exactly, and every gradient is −1.)
+# So the term *switches off* only in the log odds ratio; what is left of a push on one log-prob depends on both answers.
+#
+# </details>
 
 # %%
 log_or = torch.linspace(-6, 6, 200)
@@ -264,14 +409,12 @@ axes[0].plot(log_or, 1 / (1 + log_or.exp()), color="black")
 plots.tidy(axes[0], "δ: the term switches itself off", "log odds ratio (nats)", "δ")
 p = torch.linspace(0.01, 0.97, 200)
 axes[1].plot(p, 1 / (1 - p), color="black")
-plots.tidy(axes[1], "1/(1-P): likely answers are pushed harder", "P", "factor in h")
+plots.tidy(axes[1], "1/(1-P): the factor grows with P", "P", "factor in h")
 plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure: left, δ falls from 1 to 0 as the log odds ratio grows, one half at 0; right, the factor 1/(1-P) rises slowly, then steeply near P = 1.*
-#
-# Once the chosen answer is clearly ahead, $\delta$ is near 0 and only the NLL is left.
+# *Figure: left, δ falls from 1 to 0 as the log odds ratio grows, one half at 0; right, the factor 1/(1-P) rises slowly, then steeply near P = 1. The gradient is the product of the two.*
 
 # %% [markdown]
 # ## 4. The experiment: SFT, DPO, ORPO
@@ -375,14 +518,13 @@ plt.show()
 # One run of one seed could be luck. The recorded runs are longer (250 steps), with three seeds and 420 prompts.
 
 # %%
-recorded = recorded.load("lab_findings")
 fig, axes = plt.subplots(1, 3, figsize=(10, 3), dpi=80, sharey=True)
 for ax, name in zip(axes, ("SFT", "ORPO β 0.5", "ORPO β 2"), strict=True):
     curves = [run["curve"] for run in lab.recorded(name)]
     plots.preference_curves(ax, curves, f"{name} (3 seeds, n = 210)")
 plt.tight_layout()
 plt.show()
-print(recorded.caption(recorded))
+print(recorded.caption(recorded.load("lab_findings")))
 
 # %% [markdown]
 # *Figure: recorded log-probs over 250 steps, mean of three seeds with the range as a band. SFT lifts both; ORPO with β 0.5 holds the rejected back; with β 2 the chosen falls below SFT's level, and the rejected far below.*
@@ -417,7 +559,7 @@ lab.summary(names)
 
 # %% [markdown]
 # The table holds the recorded runs: n is prompts, square brackets are 95 % intervals over prompts, round ones the range over seeds.
-# A flaw of the record, found later: 19 of the 420 prompts were also trained on; leaving them out moves no share by 0.02 (notebook 02, section 6, finds them).
+# No training pair asks a question of the test (notebook 02, section 7, shows how that is checked).
 #
 # Read the last two columns together.
 # *Greedy*, SFT already looks nearly perfect, because the most likely answer is the good one.
@@ -482,40 +624,72 @@ print(
     f"them {gap['SFT']:.2f} behind the chosen; ORPO ends {gap['ORPO']:.2f} apart"
 )
 
+
 # %% [markdown]
 # What does not follow from this: that the same sizes hold at 8B.
 # The lab shows direction; a 3.5-million-parameter model wants far higher learning rates, and its world is small.
 #
+# **Now you can** say why SFT is not enough, what each part of ORPO's loss does, and read its log-probs.
+# **Next you need** pairs to train on: notebook 02 builds a mix and looks into it.
+
+# %% [markdown]
 # ## Exercises
+#
+# A check says in words what is not right yet. Stuck? `checks.hint("1.1")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
 #
 # **1.1 · 5 min · ●○○** Write the log-odds of a mean log-prob. It must survive log-probs of -1e-8.
 
 # %%
-log_odds = ...
+def log_odds(logps: torch.Tensor) -> torch.Tensor:
+    """Log-odds (B,) of answers with mean log-probs `logps` (B,), each below 0."""
+    ...
+
+
 checks.log_odds(log_odds)
 
 # %%
 checks.solution("1.1")
 
+
 # %% [markdown]
-# **1.2 · 10 min · ●●○** Write `mask_prompt(input_ids, prompt_length)`: labels that score the answer only.
+# **1.2 · 10 min · ●●○** Write the labels that score the answer only.
 
 # %%
-mask_prompt = ...
+def mask_prompt(input_ids: torch.Tensor, prompt_length: int) -> torch.Tensor:
+    """Labels (T,) of `input_ids` (T,), whose first `prompt_length` are the prompt."""
+    ...
+
+
 checks.mask_prompt(mask_prompt)
 
 # %%
 checks.solution("1.2")
 
+
 # %% [markdown]
-# **1.3 · 10 min · ●●○** Write `delta(chosen_logps, rejected_logps)`, the factor of section 3.
+# **1.3 · 10 min · ●●○** Write the factor $\delta$ of section 3.
 
 # %%
-delta = ...
+def delta(chosen_logps: torch.Tensor, rejected_logps: torch.Tensor) -> torch.Tensor:
+    """Delta (B,) of pairs whose answers have these mean log-probs (B,)."""
+    ...
+
+
 checks.delta(delta)
 
 # %%
 checks.solution("1.3")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("01", answers)
 
 # %% [markdown]
 # ## References

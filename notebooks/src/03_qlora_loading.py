@@ -12,6 +12,8 @@
 # Section 7 loads the model of your profile; the training runs of sections 8 and 9 use the lab's small one in every profile.
 #
 # **You need** notebook 00, matrices, and the bell curve.
+# Abbreviations are explained in the [glossary](00_start_here.ipynb#glossary).
+# The core path is sections 1, 2, 3, 5, 7 and 8; the parts marked *Optional* can wait.
 
 # %% tags=["colab"]
 import importlib.util
@@ -103,12 +105,14 @@ def lora_linear(x, weight, A, B, alpha):
 # %%
 from peft import LoraConfig, get_peft_model
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
 adapter = LoraConfig(
     r=16,
     lora_alpha=32,
     lora_dropout=0.0,
     task_type="CAUSAL_LM",
-    target_modules=models.LINEAR_LAYERS,  # all seven projections
+    target_modules=ATTENTION + MLP,  # all seven matrices of a Llama layer
 )
 
 # %%
@@ -119,7 +123,12 @@ adapted = get_peft_model(small, adapter)
 print(f"largest change of a logit: {(adapted(ids).logits - before).abs().max():.1f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # By nothing: training starts exactly at the base. Now with a $B$ that is not zero, against the formula:
+#
+# </details>
 
 # %%
 layer = adapted.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
@@ -132,7 +141,7 @@ print(f"PEFT and the formula differ by at most {(theirs - mine).abs().max():.1e}
 
 # %%
 with torch.device("meta"):
-    big_adapter = LoraConfig(r=16, target_modules=models.LINEAR_LAYERS)
+    big_adapter = LoraConfig(r=16, target_modules=ATTENTION + MLP)
     trained = models.parameter_counts(get_peft_model(shape, big_adapter)).trainable
 print(f"trained at 8B: {trained:,} weights, {trained / total:.2%} of all")
 
@@ -140,7 +149,7 @@ print(f"trained at 8B: {trained:,} weights, {trained / total:.2%} of all")
 # %% [markdown]
 # Gradients and AdamW's means are needed for these only.
 #
-# ### Rank and alpha
+# ### Optional: rank and alpha
 #
 # $\alpha$ scales the detour; dividing by $r$ is meant to let one $\alpha$ serve all ranks.
 #
@@ -172,10 +181,15 @@ steps = pd.DataFrame(
 (steps / steps.loc[8, "alpha 16"]).round(2)
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # In units of the first number: doubling $\alpha$ doubles the step, as a doubled learning rate would.
 # At a fixed $\alpha$ the step shrinks with the root of the rank; at $\alpha = 2r$ it grows with it.
 # A first step is not a run: Schulman and Thinking Machines Lab (2025) found that with $\alpha = 32$ the best learning rate hardly depends on the rank.
 # With $\alpha = 2r$ it would, and whoever compares ranks that way compares learning rates as well.
+#
+# </details>
 #
 # ## 3. NF4: sixteen values for a weight
 #
@@ -229,7 +243,7 @@ assert torch.equal(mine, bnb.dequantize_4bit(packed, state))
 print(f"{weights.numel():,} weights in {packed.numel():,} bytes, equal bit for bit")
 
 # %% [markdown]
-# ### Are quantiles a good choice?
+# ### Optional: are quantiles a good choice?
 #
 # Rivals: 16 values in equal steps, and FP4, a float of four bits.
 # The error is the root mean square of what is lost, as a share of the weights' own.
@@ -296,8 +310,13 @@ by_layer = pd.DataFrame(
 by_layer.pivot(index="layer", columns="projection", values="error").round(3)
 
 # %% [markdown]
-# About 9 % is lost, and the order of the three is that of the normal weights.
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# About 9 % is lost, and the order of the three is that of the normal weights. <!-- measured -->
 # The dots far above the lines are matrices with heavier tails: one large weight makes its whole block coarse.
+#
+# </details>
 #
 # **Predict.** NF4's values are quantiles, so that each is used equally often, one time in 16 (0.0625). Are they?
 
@@ -306,10 +325,15 @@ used = torch.bincount(indices.flatten(), minlength=16) / indices.numel()
 print(f"least used {used.min():.3f}, most used {used.max():.3f}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # No: dividing by the largest of 64 bends the bell curve, and the outer values are seldom used.
 # NF4 is a good code, not the best one; exercise 3.3 beats it.
 #
-# ## 4. The scales cost bits too
+# </details>
+#
+# ## 4. Optional: the scales cost bits too
 #
 # Each block of 64 needs its scale, 32 bits: half a bit a weight.
 # *Double quantisation* stores the scales in 8 bits as well, in blocks of 256 that share one 32-bit constant.
@@ -372,7 +396,7 @@ plt.show()
 # *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's means; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
 
 # %% [markdown]
-# ### AdamW's means in 8 bit, and paged
+# ### Optional: AdamW's means in 8 bit, and paged
 #
 # bitsandbytes can keep the two means in 8 bit, quantised in blocks of 256.
 # *Paged* means lie in memory that the driver moves to the host when the card is full.
@@ -418,10 +442,15 @@ for name, (move, size) in moves.items():
     )
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # A quarter of the bytes, for steps that differ by little.
 # For LoRA that is a fraction of a GiB: paging earns its keep where all weights are trained, or in the last step before a card is full.
 #
-# ## 6. The whole step
+# </details>
+#
+# ## 6. Optional: everything that a step holds
 #
 # Weights are what stays; a step adds what backward needs.
 # Three things grow with the batch: **activations** (each layer's input is kept, the rest computed again: *gradient checkpointing*),
@@ -469,10 +498,15 @@ plt.show()
 # %% [markdown]
 # *Figure: four stacked bars of predicted peak memory. The fast trainer's is the shortest; TRL's with two pairs at a time stays below an L4's line too; eight pairs go beyond it, mostly by logits; without checkpointing activations fill the bar.*
 #
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # TRL holds the logits of both answers in float32, a half again for the NLL, and a gradient of the same size.
 # Notebook 07's trainer never holds more than a tile of them, and leaves the input embeddings in the CPU's memory.
 # A prediction is worth what its test is worth: on the CPU, the course's tests compare it with what autograd really keeps and what the allocator really hands out.
 # And on a GPU:
+#
+# </details>
 
 # %%
 try:
@@ -486,8 +520,13 @@ else:
 
 # %% [markdown]
 # Does it fit your card, and if not, what would help?
+#
+# `memory.fits` adds an allowance to the predicted peak, for CUDA's own context, the kernels' workspaces and gaps between tensors.
+# It is a guess to be safe, not a measurement; so the same run needs a little more here than in the figure.
 
 # %%
+peak = step["TRL, 2 pairs × 4"].peak_gib
+print(f"peak {peak:.1f} GiB + allowance {memory.ALLOWANCE_GIB:.1f} GiB")
 for card in memory.CARDS_GIB:
     print(f"{card}, 2 × 4: {memory.fits(card, llama3_8b, l4)}\n")
 print(f"L4, 8 × 1: {memory.fits('L4', llama3_8b, a100)}")
@@ -633,7 +672,8 @@ def after_the_answer(model, pairs):
 
 # %%
 import transformers
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 STEPS, BATCH = 32, 4
 lab_mix = mixing.build()
@@ -646,18 +686,29 @@ lab_held_out = list(lab_mix.evaluation)[:105]
 # The learning rate suits a model of 3.5 million weights; 8B wants one far lower.
 
 # %%
+def lab_base_in_nf4(dtype):
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        lab.BASE_MODEL, dtype=dtype, quantization_config=four_bit
+    )
+
+
+# %%
 def qlora_trainer(
     token_ids,
     learning_rate=3e-3,
     steps=STEPS,
     dtype=torch.float32,
-    layers=models.LINEAR_LAYERS,
+    layers=ATTENTION + MLP,
 ):
     transformers.set_seed(SEED)
     trainer = ORPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(
-            lab.BASE_MODEL, dtype=dtype, quantization_config=models.nf4_config(dtype)
-        ),
+        model=lab_base_in_nf4(dtype),
         args=ORPOConfig(
             beta=0.5,
             learning_rate=learning_rate,
@@ -715,27 +766,27 @@ for name, (end, all_twins, likeliest) in p_end.items():
 
 # %%
 print(recorded.caption(recorded.load("lab_findings")))
-recorded = ["LoRA LR 0.003, β 0.5", "LoRA, chat tokens not trained"]
-for name in recorded:
+compared = ["LoRA LR 0.003, β 0.5", "LoRA, chat tokens not trained"]
+for name in compared:
     ended = [run["sampled"]["ended"] for run in lab.recorded(name)]
     print(f"{name}: sampled answers that end, by seed: {[round(e, 2) for e in ended]}")
-lab.summary(recorded)
+lab.summary(compared)
 
 # %% [markdown]
 # The second run ranks pairs nearly as well, and next to none of its answers is good: they do not stop.
 # Preference accuracy cannot see this fault.
 #
-# ### Which layers?
+# ### Optional: which layers?
 #
-# The article adapts all seven projections; PEFT, if not told, adapts `q_proj` and `v_proj` of a Llama only.
+# The article adapts all seven projections; PEFT's own default adapts `q_proj` and `v_proj` of a Llama only.
 #
 # **Predict.** Attention's four, or the MLP's three: which get further in the same 32 steps?
 
 # %%
 layers = {
-    "all seven": models.LINEAR_LAYERS,
-    "attention": models.LINEAR_LAYERS[:4],
-    "MLP": models.LINEAR_LAYERS[4:],
+    "all seven": ATTENTION + MLP,
+    "attention": ATTENTION,
+    "MLP": MLP,
 }
 by_layers = {}
 for name, targets in layers.items():
@@ -761,9 +812,14 @@ versus = evaluation.compare_paired(
 print(f"preferred, MLP against attention: {versus}; one seed")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The gap is in nats per token, on the same held-out pairs for all three.
 # Where the interval of the difference holds 0, this run cannot tell the two halves apart; and the MLP's adapter is twice as large.
 # Thinking Machines found attention alone to lag, even at a higher rank, and the MLP to matter most.
+#
+# </details>
 #
 # In a model like Llama 3 8B the trained token rows cost next to nothing: three rows in two matrices.
 
@@ -773,7 +829,7 @@ share = rows_trained / trained
 print(f"{rows_trained:,} more trained weights at 8B, {share:.2%} of LoRA's")
 
 # %% [markdown]
-# ## 9. Precision and attention: ask the card
+# ## 9. Optional: precision and attention: ask the card
 #
 # bfloat16 needs compute capability 8.0. `torch.cuda.is_bf16_supported()` also says yes where it is only emulated, so the course asks for the capability.
 #
@@ -791,8 +847,13 @@ for name, capability in capabilities.items():
 print(f"here  {profile.dtype:9s} {attention}: {why}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # float16 has a narrow range: QLoRA's authors warn that some 7B runs fail with it.
 # The first three lines suppose that flash-attn is installed. It is never needed: it compiles for long, and PyTorch's SDPA is fused as well.
+#
+# </details>
 #
 # ### What is trained must not be in 16 bit
 #
@@ -805,18 +866,25 @@ for kind in (torch.float32, torch.float16, torch.bfloat16):
     print(f"{kind!s:15s}", "   ".join(moves))
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # In bfloat16 the step on the larger weight is rounded away: it keeps 8 binary digits, and the step is smaller than the last.
-# So which precision does TRL train in, with a 4-bit base and `bf16=True`?
+# TRL 1.16 does train rows in it: with a 4-bit base and `bf16=True` it casts embeddings and head, and the trained rows with them.
+# The course's trainer leaves them in float32.
 # Two runs of five steps at a learning rate for 8B count the numbers that never moved.
+#
+# </details>
 
 # %%
 stuck = {}
-for name, mend in {"as TRL leaves it": False, "mended": True}.items():
+for name, cast in {"cast, as TRL 1.16 does": True, "left in float32": False}.items():
     both = choices["dict: embeddings and head"]
     trainer = qlora_trainer(both, learning_rate=8e-5, steps=5, dtype=torch.bfloat16)
-    if mend:
-        models.keep_trained_in_fp32(trainer.model)
     trained_now = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    for n, p in trained_now.items():
+        if cast and "lora_" not in n:
+            p.data = p.data.bfloat16()
     rows = next(p for n, p in trained_now.items() if "lm_head" in n)
     start = rows.detach().clone()
     trainer.train()
@@ -828,9 +896,8 @@ for name, mend in {"as TRL leaves it": False, "mended": True}.items():
     )
 
 # %% [markdown]
-# TRL 1.16 casts the embeddings and the head of a 4-bit model to bfloat16, and the trained rows with them.
 # The harm depends on the rows' size: the lab's head rows are long, Llama 3's are reported to be near zero, where bfloat16 is finer.
-# `models.keep_trained_in_fp32(trainer.model)`, called before `train()`, costs next to nothing and settles it.
+# With TRL's trainer, call `models.keep_trained_in_fp32(trainer.model)` before `train()`: it costs next to nothing.
 #
 # One more trap, on CPUs with bfloat16 in hardware (`avx512_bf16` in `lscpu`): when a 4-bit model first runs in evaluation mode there, bitsandbytes 0.50 rearranges its weights for inference, and no gradient passes through them any more. PyTorch warns (*an autograd kernel was not registered*), and the training goes on.
 # Evaluate after training, or load the model again.
@@ -870,52 +937,88 @@ print(
     f"P(end of turn) is {with_rows:.2f} with trained token rows, {without:.4f} without"
 )
 
+
 # %% [markdown]
 # What does not follow: that NF4 does as little to an 8B model as to the lab's; that is measured where one is loaded.
 #
+# **Now you can** say what a model needs in memory, load it in NF4, and train chat tokens with LoRA.
+# **Next you need** a training that learns, and to see that it does: notebook 04.
+
+# %% [markdown]
 # ## Exercises
 #
-# **3.1 · 5 min · ●○○** Write `bits_per_weight(block, second)` of NF4 with double quantisation.
+# A check says in words what is not right yet. Stuck? `checks.hint("3.1")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
+# **3.1 · 5 min · ●○○** What does a weight cost in NF4 with double quantisation?
 
 # %%
-bits_per_weight = ...
+def bits_per_weight(block: int, second: int) -> float:
+    """Bits per weight: `block` weights share a scale, `second` scales a constant."""
+    ...
+
+
 checks.bits_per_weight(bits_per_weight)
 
 # %%
 checks.solution("3.1")
 
+
 # %% [markdown]
-# **3.2 · 10 min · ●●○** Write `lora_parameters(config, rank)`: what LoRA trains on all seven projections of a Llama.
-# Mind that keys and values have fewer heads.
+# **3.2 · 10 min · ●●○** What does LoRA train on all seven projections of a Llama? Mind that keys and values have fewer heads.
 
 # %%
-lora_parameters = ...
+def lora_parameters(config: LlamaConfig, rank: int) -> int:
+    """Trained weights of LoRA of this rank, in all layers."""
+    ...
+
+
 checks.lora_parameters(lora_parameters)
 
 # %%
 checks.solution("3.2")
 
+
 # %% [markdown]
-# **3.3 · 20 min · ●●●** Beat NF4: write `better_code(weights, nf4)`, which returns 16 ascending values with a smaller error on normal weights.
-# It is judged on weights that it has not seen.
+# **3.3 · 20 min · ●●●** Beat NF4: find 16 values with a smaller error on normal weights.
+# They are judged on weights that they have not seen.
 
 # %%
-better_code = ...
+def better_code(weights: torch.Tensor, nf4: torch.Tensor) -> torch.Tensor:
+    """16 ascending values for `weights` (N,) in blocks of 64; `nf4` (16,) is NF4's."""
+    ...
+
+
 checks.better_code(better_code)
 
 # %%
 checks.solution("3.3")
 
+
 # %% [markdown]
-# **3.4 · 10 min · ●●○** Write `for_a_t4(settings)`: the same weights, the same 8 pairs a step and rows of the same length, but so that it fits a T4.
-# It gets `l4` of section 6; `replace` changes a field of it.
+# **3.4 · 10 min · ●●○** The same weights, the same 8 pairs per step and rows of the same length, but so that it fits a T4.
+# `replace` changes a field of the settings, which are `l4` of section 6.
 
 # %%
-for_a_t4 = ...
+def for_a_t4(settings: memory.Settings) -> memory.Settings:
+    """Settings of the same training that fit a T4."""
+    ...
+
+
 checks.for_a_t4(for_a_t4)
 
 # %%
 checks.solution("3.4")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("03", answers)
 
 # %% [markdown]
 # ## References

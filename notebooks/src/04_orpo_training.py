@@ -4,14 +4,15 @@
 # {{badge}}
 #
 # **You will learn**
-# to run the recipe that everyone copied and measure that it hardly moves,
-# to find out why, one cause at a time,
-# and to train with settings that work, with curves, checkpoints and a resume that you can trust.
+# to see in a run's own curves that it learns nothing, although its loss falls,
+# to climb from the article's recipe to one that works, one fix per rung, and to rank the fixes,
+# and to train with curves, checkpoints and a resume that you can trust.
 #
 # **Time and hardware**: {{recorded}}.
-# Sections 1 to 3 use the lab's small model in every profile; section 4 trains the model of your profile.
+# Sections 1 to 4 use the lab's small model in every profile; section 5 trains the model of your profile.
 #
 # **You need** notebook 01 (the loss) and, for a GPU profile, notebook 03 (loading in 4 bit).
+# Abbreviations are explained in the [glossary](00_start_here.ipynb#glossary).
 
 # %% tags=["colab"]
 import importlib.util
@@ -43,31 +44,32 @@ print(f"profile {profile.name}: {reason}")
 # %% [markdown]
 # ## 1. The recipe as published
 #
-# The article of April 2024 trained Llama 3 8B on 1,000 pairs for one epoch:
-# LoRA of rank 16, learning rate 8e-6, β 0.1, 8 pairs a step, dropout 0.05, ten pairs for evaluation.
-# It reports margins near 0 and accuracies near 0.5.
+# The article trained Llama 3 8B on 1,000 pairs for one epoch:
+# LoRA of rank 16, learning rate 8e-6, β 0.1, 8 pairs per step, dropout 0.05, ten pairs for evaluation.
+# It reports margins near 0 and accuracies near 0.5: a coin would do as well.
 # Its code no longer imports, so here is what its arguments are called today.
 
 # %%
 pd.DataFrame(
     [
-        ("from trl import ORPOTrainer", "from trl.experimental.orpo import …"),
-        ("setup_chat_format(…)", "a chat template; no resizing (section 3)"),
+        ("from trl import ORPOTrainer", "from course_utils.training import …"),
+        ("setup_chat_format(…)", "a chat template; no resizing (section 4)"),
         ("evaluation_strategy=", "eval_strategy="),
         ("tokenizer=", "processing_class="),
-        ("max_prompt_length=", "gone: long prompts must be filtered (section 3)"),
+        ("max_prompt_length=", "gone: long prompts must be filtered (section 4)"),
     ],
     columns=["April 2024", "today"],
 ).style.hide()
 
 # %% [markdown]
-# The lab runs it with the same settings on its own data.
+# The lab runs it with the same settings on its own data: 1,000 pairs, 124 steps of 8.
 # Llama 3's chat tokens are new to this base model, as they are to Llama 3 8B's.
 
 # %%
 from datasets import Dataset
 from peft import LoraConfig
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 lab_mix = mixing.build()
 columns = ["prompt", "chosen", "rejected"]
@@ -107,18 +109,20 @@ def settings(steps, **changes):
 
 
 # %%
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
 ARTICLE_LORA = LoraConfig(
     r=16,
     lora_alpha=32,
     lora_dropout=0.05,
     task_type="CAUSAL_LM",
-    target_modules=models.LINEAR_LAYERS,
+    target_modules=ATTENTION + MLP,  # all seven matrices of a Llama layer
 )
 base, tokenizer, control_ids = fresh_lab_model()
 article_strings = lab.count_prompt_twice(lab_pairs, tokenizer)
 article = ORPOTrainer(
     base,
-    settings(60),
+    settings(60, refuse_prompt_twice=False),  # our trainer would refuse these rows
     train_dataset=article_strings,
     processing_class=tokenizer,
     peft_config=ARTICLE_LORA,
@@ -133,14 +137,65 @@ pd.DataFrame(curve.history).set_index("step").round(3)
 # **Predict.** That was 60 of the article's 124 steps. Would the other 64 have helped?
 
 # %%
-names = ["base, Llama 3 chat", "LoRA LR 8e-06, β 0.1"]
-print(recorded.caption(recorded.load("lab_findings")))
-lab.summary(names)
+print(recorded.caption(recorded.load("ladder")))
+lab.summary(["base, Llama 3 chat", "the article"], record="ladder")
+
 
 # %% [markdown]
-# They would not: after all 124 steps, three seeds stand where the base stands.
-# Loss curves of such a run go down a little and look like learning.
-# The next section takes the causes apart.
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# They would not: after all 124 steps, five seeds stand where the base stands.
+#
+# </details>
+#
+# ### A loss that falls is not enough
+#
+# Perhaps the learning rate is too low? Here is the same run with a learning rate ten times as high, as its own log shows it.
+#
+# **Predict.** The loss falls from 3.8 to 2.3. Has the model learned to prefer chosen answers?
+
+# %%
+def over_steps(name, column):
+    """Mean over seeds of what the trainer logged: (steps, values)."""
+    logs = [run["log"] for run in lab.recorded(name, "ladder")]
+    values = np.array([[row[column] for row in log] for log in logs])
+    return [row["step"] for row in logs[0]], values.mean(0)
+
+
+compared = {
+    "the article, 8e-6": ("the article", ":"),
+    "8e-5": ("+ learning rate 8e-5", "--"),
+    "3e-3": ("+ learning rate 3e-3", "-"),
+}
+panels = {
+    "loss": "loss: falls at 8e-5",
+    "rewards/accuracies": "accuracy: moves at 3e-3 only",
+    "rewards/margins": "margin: moves at 3e-3 only",
+}
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.9), dpi=80)
+for ax, (column, title) in zip(axes, panels.items(), strict=True):
+    for label, (name, style) in compared.items():
+        ax.plot(*over_steps(name, column), style, color="black", label=label)
+    plots.tidy(ax, title, "optimizer step", column)
+axes[1].axhline(0.5, color=plots.COLOURS["base"], lw=1)
+axes[0].legend(frameon=False, fontsize=8, title="learning rate")
+plt.tight_layout()
+plt.show()
+
+# %% [markdown]
+# *Figure: the trainers' own logs over 124 steps, means of five seeds, for three learning rates. At 8e-6 nothing moves. At 8e-5 the loss falls steadily while accuracy in the batch stays at a coin's one half and the margin at 0. At 3e-3 all three move.*
+#
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# At 8e-5 the model learns to *write* chats: the NLL falls for every answer, chosen or rejected.
+# It does not learn to *prefer*. The loss is nearly all NLL, so it cannot show the difference.
+# **Watch preference accuracy and the log odds ratio on held-out pairs; the loss alone tells you nothing about preferences.**
+#
+# </details>
 #
 # ## 2. Would the article have seen it?
 #
@@ -152,14 +207,92 @@ for n in (10, 210, 800):
     half = np.arange(n) < n // 2
     print(f"{n // 2} of {n}: {evaluation.estimate(half)}")
 
-
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # With ten pairs, nearly anything between a quarter and three quarters is possible.
 # Exercise 4.1 computes how many pairs you need.
 #
-# ## 3. One cause at a time
+# </details>
 #
-# ### 3.1 The prompt is counted twice
+# ## 3. The ladder
+#
+# Seven runs of five seeds each. Every rung keeps the changes of the rungs below it, and adds one.
+#
+# **Predict.** Which rung brings most: counting the prompt once, training the chat tokens, the learning rate, or β?
+
+# %%
+rungs = list(lab.RUNGS)
+runs = {name: lab.recorded(name, "ladder") for name in [*rungs, *lab.TAKEN_BACK]}
+print(recorded.caption(recorded.load("ladder")))
+shown = ["preference accuracy", "good, sampled", "good, greedy"]
+print(f"n = {runs[rungs[0]][0]['n']} held-out prompts, {len(runs[rungs[0]])} seeds")
+lab.summary(rungs, record="ladder")[shown]
+
+
+# %%
+def accuracy_of(run):
+    return run["preferred"]
+
+
+def good_of(run):
+    return run["sampled"]["good_bits"]
+
+
+fig, axes = plt.subplots(1, 2, figsize=(10, 3), dpi=80, sharey=True)
+for ax, bits, title in (
+    (axes[0], accuracy_of, "preference accuracy"),
+    (axes[1], good_of, "share good, sampled"),
+):
+    values = [lab.over_seeds(runs[name], bits)[0] for name in rungs]
+    plots.estimates(ax, rungs, values, title, "share of prompts (95 % interval)")
+    ax.set_xlim(0, 1)
+plt.tight_layout()
+plt.show()
+
+# %% [markdown]
+# *Figure: recorded preference accuracy and share of good sampled answers for the seven rungs. The first four rungs stay at the base's level; the learning rate of 3e-3 lifts both, β 0.5 and twice the steps add a little each.*
+#
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# The learning rate is the rung on which the run begins to move.
+# But does the order of the rungs matter? The chat tokens were trained on a rung where nothing could be learned yet.
+# So take each fix back alone, from the rung `+ β 0.5`:
+#
+# </details>
+
+# %%
+best = runs["+ β 0.5"]
+taken_back = pd.DataFrame(
+    {
+        "change": name,
+        "preference accuracy": lab.effect(best, runs[name], accuracy_of),
+        "good, sampled": lab.effect(best, runs[name], good_of),
+    }
+    for name in lab.TAKEN_BACK
+)
+order = taken_back["good, sampled"].map(lambda effect: effect.value)
+taken_back.loc[order.sort_values().index].set_index("change")
+
+
+# %% [markdown]
+# The table is ranked by effect on the answers; intervals are over prompts, each compared with itself, means of five seeds.
+#
+# 1. **Learning rate** and **chat tokens** are each indispensable: without either of them no answer is good.
+#    Preference accuracy notices the missing chat tokens hardly at all.
+# 2. **β** from 0.1 to 0.5 is a small gain. It is a choice of its own, apart from the learning rate.
+# 3. **Counting the prompt twice** changes no share here that this n could see.
+#    It is a fault all the same: it trains on the user's words, and it distorts every figure that the trainer logs (sections 4.1 and 5).
+# 4. **Real dropout** makes no difference that counts, so 0 is the honest setting.
+#
+# What does not follow: that the same holds at 8B. The lab's model is small and wants far higher rates.
+# Section 7 says what the course recommends there, and on which evidence.
+#
+# ## 4. One cause at a time
+#
+# ### 4.1 The prompt is counted twice
 #
 # The recipe turns `chosen` and `rejected` into strings of the whole conversation and leaves the string column `prompt` beside them.
 # TRL takes strings as they are.
@@ -177,8 +310,13 @@ count, text = labels_as_text(article)
 print(f"{count} scored tokens:\n{text}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The user's turn is scored as if the assistant had written it.
 # With raw messages the answer alone is scored, and a check proves it for every row.
+#
+# </details>
 
 # %%
 raw_messages = ORPOTrainer(
@@ -199,17 +337,10 @@ else:
     raise AssertionError("the check should have found the fault")
 
 # %% [markdown]
-# **Predict.** What does that cost a run whose other settings work?
-
-# %%
-lab.summary(["LoRA LR 0.003, β 0.5", "LoRA, prompt counted twice"])
-
-# %% [markdown]
-# Recorded with three seeds: the greedy answers get worse by more than the seeds differ.
-# In the other two columns the ranges of the seeds touch or overlap, so there the lab cannot tell.
-# Section 4 shows the other harm: the run's own log understates what it has learned.
+# The ladder says that the lab's answers do not suffer.
+# Section 5 shows what does: the run's own log understates what it has learned.
 #
-# ### 3.2 The learning rate is a full fine-tuning rate
+# ### 4.2 The learning rate is a full fine-tuning rate
 #
 # 8e-6 is what the paper used to train *all* weights, for ten epochs.
 # LoRA starts from a zero update, and 124 steps of 8e-6 leave it there.
@@ -243,9 +374,9 @@ print(recorded.caption(recorded.load("lab_findings")))
 # *Figure: recorded preference accuracy and share of good sampled answers over learning rates from 8e-6 to 1e-2, with 95 % intervals over prompts; both stay at the base's level up to 3e-4 and rise until 3e-3; at 1e-2 the accuracy holds and the answers get worse.*
 #
 # The sweep's shape is the lesson, not its numbers: a 3.5-million-parameter model wants far higher rates than 8B.
-# For LoRA the rule of thumb is ten times the full fine-tuning rate, which makes 8e-5 the place to start a sweep at 8B.
+# For LoRA the rule of thumb is ten times the full fine-tuning rate, which makes 8e-5 the place to start a sweep at 8B (section 7).
 #
-# ### 3.3 The chat tokens are never learned
+# ### 4.3 The chat tokens are never learned
 #
 # LoRA changes the projections, not the embedding rows of tokens that pretraining never saw.
 
@@ -253,7 +384,7 @@ print(recorded.caption(recorded.load("lab_findings")))
 fresh, tokenizer, control_ids = fresh_lab_model()
 untrained, rows = chat.untrained_token_ids(fresh, control_ids)
 print("never trained:", tokenizer.convert_ids_to_tokens(untrained))
-lab.summary(["LoRA LR 0.003, β 0.5", "LoRA, chat tokens not trained"])
+lab.summary(["+ β 0.5", "without: chat tokens trained"], record="ladder")[shown]
 
 
 # %% [markdown]
@@ -276,9 +407,9 @@ def end_probability(model, pairs):
 print(f"base: P(end token) after an answer {end_probability(fresh, held_out[:35])}")
 
 # %% [markdown]
-# Section 4 trains the rows and prints the same number again.
+# Section 5 trains the rows and prints the same number again.
 #
-# ### 3.4 The dropout is not there
+# ### 4.4 The dropout is not there
 #
 # **Predict.** The recipe sets `lora_dropout=0.05`. TRL's `disable_dropout` is on by default. Which wins?
 
@@ -290,10 +421,16 @@ print(
 )
 
 # %% [markdown]
-# All dropout is off while the configuration still claims 0.05.
-# Whether real dropout would help is another question; a setting that does nothing should say 0.
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# ### 3.5 One long prompt poisons everything
+# All dropout is off while the configuration still claims 0.05.
+# The ladder's last run switched real dropout on, with `disable_dropout=False`, and gained nothing that counts.
+# A setting that does nothing should say 0.
+#
+# </details>
+#
+# ### 4.5 One long prompt poisons everything
 #
 # A prompt of `max_length` tokens leaves no token of the answer, so its mean is 0/0.
 
@@ -301,31 +438,47 @@ print(
 long = {"role": "user", "content": "What is the river of Marsenmo? " * 40}
 poisoned = lab_pairs.select(range(12)).to_list()
 poisoned[3] = {**poisoned[3], "prompt": [long]}
-poisoned_trainer = ORPOTrainer(
-    fresh_lab_model()[0],
-    settings(2, learning_rate=3e-3, logging_steps=1),
-    train_dataset=Dataset.from_list(poisoned),
-    processing_class=tokenizer,
-    peft_config=ARTICLE_LORA,
-)
-poisoned_trainer.remove_callback(transformers.PrinterCallback)
-poisoned_trainer.train()
-logged = [log["loss"] for log in poisoned_trainer.state.log_history if "loss" in log]
-adapter = [p for n, p in poisoned_trainer.model.named_parameters() if "lora_" in n]
-broken = sum(bool(p.isnan().any()) for p in adapter)
-print(f"logged losses {logged}; tensors with NaN: {broken} of {len(adapter)}")
+
+
+def train_poisoned(trainer_class, config_class):
+    arguments = lab.trainer_arguments(3e-3, 2, 0, "outputs/04/lab")
+    trainer = trainer_class(
+        fresh_lab_model()[0],
+        config_class(**arguments | {"logging_steps": 1}),
+        train_dataset=Dataset.from_list(poisoned),
+        processing_class=tokenizer,
+        peft_config=ARTICLE_LORA,
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    logged = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    adapter = [p for n, p in trainer.model.named_parameters() if "lora_" in n]
+    broken = sum(bool(p.isnan().any()) for p in adapter)
+    print(f"logged losses {logged}; tensors with NaN: {broken} of {len(adapter)}")
+
+
+try:
+    train_poisoned(ORPOTrainer, ORPOConfig)
+except ValueError as error:
+    print("ours:", error)
+try:
+    from trl.experimental import orpo as trl_orpo
+except ModuleNotFoundError:
+    print("TRL's ORPO is not in this version: its result is recorded, not run")
+else:
+    train_poisoned(trl_orpo.ORPOTrainer, trl_orpo.ORPOConfig)
 
 # %% [markdown]
 # The adapter is gone, and the log shows an innocent 0.0, because the trainer filters NaN from its logs.
 # TRL's only sign is one warning, which a long log buries.
-# Two mends: refuse such rows beforehand, and set `logging_nan_inf_filter=False`.
+# Two fixes: refuse such rows beforehand, and set `logging_nan_inf_filter=False`.
 
 # %%
 kept, dropped = chat.check_pairs(poisoned, tokenizer, 256, on_problem="drop")
 print(f"{len(kept)} rows kept; dropped: {dict(dropped)}")
 
 # %% [markdown]
-# ### 3.6 Two ends, two beginnings
+# ### 4.6 Two ends, two beginnings
 #
 # ChatML writes a line break after each end token, and TRL then adds a second end token behind it.
 # And a tokenizer adds its own BOS to text in which the template has already written one.
@@ -348,12 +501,31 @@ print(
 )
 
 # %% [markdown]
-# ## 4. The settings that work
+# ## 5. The settings that work
 #
 # Now the model of your profile: raw messages, chat tokens trained, a LoRA learning rate, no phantom dropout, pairs checked, enough of them held out.
+# Where the profile says NF4, the base is loaded in 4 bit (notebook 03 explains each argument).
 
 # %%
-model, tokenizer = models.load_base(profile)
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+source, note = models.resolve_model(profile)  # a folder, or a hub id
+dtype = models.compute_dtype(profile)
+four_bit = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=dtype,
+)
+model = AutoModelForCausalLM.from_pretrained(
+    source,
+    dtype=dtype,
+    quantization_config=four_bit if profile.nf4 else None,
+    device_map={"": 0} if torch.cuda.is_available() else None,
+)
+tokenizer = AutoTokenizer.from_pretrained(source)
+
+# %%
 control_ids = chat.use_llama3_chat(tokenizer)  # eos: <|eot_id|>, pad: a reserved one
 mix = mixing.build(profile.data, evaluation_pairs=profile.eval_pairs)
 columns = ["prompt", "chosen", "rejected"]
@@ -372,7 +544,7 @@ adapter = LoraConfig(
     lora_alpha=profile.lora_alpha,
     lora_dropout=0.0,
     task_type="CAUSAL_LM",
-    target_modules=models.LINEAR_LAYERS,
+    target_modules=ATTENTION + MLP,
     trainable_token_indices={"embed_tokens": control_ids, "lm_head": control_ids},
 )
 
@@ -414,7 +586,7 @@ config = ORPOConfig(
     save_strategy="no",
     remove_unused_columns=False,
     report_to="wandb",
-    run_name="mended",
+    run_name="fixed",
     disable_tqdm=True,
     seed=0,
 )
@@ -430,7 +602,7 @@ curve = evaluation.PreferenceCurve(
     max_length=profile.max_length,
     on_point=plots.LiveCurves(f"held out (1 seed, n = {len(shown)})"),
 )
-mended = ORPOTrainer(
+fixed = ORPOTrainer(
     model,
     config,
     train_dataset=train,
@@ -438,10 +610,9 @@ mended = ORPOTrainer(
     peft_config=adapter,
     callbacks=[curve],
 )
-models.keep_trained_in_fp32(mended.model)  # TRL casts trained token rows to bf16
-chat.assert_labels_hold_no_user_text(mended, tokenizer, train)
-mended.remove_callback(transformers.PrinterCallback)
-mended.train()
+chat.assert_labels_hold_no_user_text(fixed, tokenizer, train)
+fixed.remove_callback(transformers.PrinterCallback)
+fixed.train()
 wandb.finish()
 
 # %% [markdown]
@@ -450,7 +621,7 @@ wandb.finish()
 # %%
 from pathlib import Path
 
-assert all(p.isfinite().all() for p in mended.model.parameters() if p.requires_grad)
+assert all(p.isfinite().all() for p in fixed.model.parameters() if p.requires_grad)
 for folder in sorted(Path("outputs/04/wandb").glob("*run-*"))[-1:]:
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     print(f"run on disk: {size / 1e3:.0f} kB. Send it later with: wandb sync {folder}")
@@ -462,7 +633,7 @@ for folder in sorted(Path("outputs/04/wandb").glob("*run-*"))[-1:]:
 # `rewards/margins` is scaled by β, so margins of runs with different β cannot be compared.
 
 # %%
-log = pd.DataFrame([row for row in mended.state.log_history if "nll_loss" in row])
+log = pd.DataFrame([row for row in fixed.state.log_history if "nll_loss" in row])
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.8), dpi=80)
 panels = {
     "nll_loss": ("NLL over prompt and chosen", "nats per token"),
@@ -481,18 +652,18 @@ plt.show()
 
 # %%
 def score():
-    return evaluation.score_pairs(mended.model, tokenizer, test, profile.max_length)
+    return evaluation.score_pairs(fixed.model, tokenizer, test, profile.max_length)
 
 
-scores = {"mended": score()}
-with mended.model.disable_adapter():
+scores = {"fixed": score()}
+with fixed.model.disable_adapter():
     scores["base"] = score()
-for name in ("base", "mended"):
+for name in ("base", "fixed"):
     print(
         f"{name}: preference accuracy {evaluation.estimate(scores[name].preferred)}, "
         f"log odds ratio {evaluation.estimate(scores[name].margin)}, n = {len(test)}"
     )
-print(f"P(end token) after an answer {end_probability(mended.model, test[:35])}")
+print(f"P(end token) after an answer {end_probability(fixed.model, test[:35])}")
 
 # %% [markdown]
 # On the lab the end token, which the base never expects, is now nearly certain after an answer.
@@ -501,9 +672,9 @@ print(f"P(end token) after an answer {end_probability(mended.model, test[:35])}"
 
 # %%
 doubled = lab.count_prompt_twice(Dataset.from_list(test), tokenizer)
-rows = [mended.tokenize_row(row) for row in doubled]
-twice = evaluation.score_rows(mended.model, rows, tokenizer.pad_token_id)
-once = scores["mended"]
+rows = [fixed.tokenize_row(row) for row in doubled]
+twice = evaluation.score_rows(fixed.model, rows, tokenizer.pad_token_id)
+once = scores["fixed"]
 print(f"log odds ratio, prompt once:  {evaluation.estimate(once.margin)}")
 print(f"log odds ratio, prompt twice: {evaluation.estimate(twice.margin)}")
 print(f"preference accuracy, twice:   {evaluation.estimate(twice.preferred)}")
@@ -528,16 +699,16 @@ def good_share(name, model, tokenizer):
 good = {}
 if profile.data == "world":
     _, lab_tokenizer, _ = fresh_lab_model()
-    with mended.model.disable_adapter():
-        good["base"] = good_share("base", mended.model, tokenizer)
+    with fixed.model.disable_adapter():
+        good["base"] = good_share("base", fixed.model, tokenizer)
     good_share("article, the lab", article.model, lab_tokenizer)
-    good["mended"] = good_share("mended", mended.model, tokenizer)
+    good["fixed"] = good_share("fixed", fixed.model, tokenizer)
 else:
     print("Only the lab's answers can be judged by program; recorded there:")
-    print(lab.summary(["base, Llama 3 chat", "LoRA LR 0.003, β 0.5"]).to_string())
+    print(lab.summary(["base, Llama 3 chat", "+ β 0.5"], "ladder").to_string())
 
 # %% [markdown]
-# ## 5. Killed half-way
+# ## 6. Killed half-way
 #
 # Colab disconnects. A run that cannot resume exactly is not a run that you can trust.
 # This script trains 16 steps and saves at 8; as soon as the checkpoint is there, the process is killed from outside, as an operating system does it.
@@ -550,10 +721,10 @@ from course_utils.setup import profiles
 
 profiles.stay_offline()
 from peft import LoraConfig
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, lab, models
 from course_utils.data import mixing
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 
 def make_trainer(folder):
@@ -619,7 +790,42 @@ largest = max(
 print(f"largest difference in {len(weights['killed'])} tensors: {largest:.1e}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The checkpoint holds weights, optimizer, schedule and the place in the data, so nothing is lost but the steps since the last save.
+#
+# </details>
+#
+# ## 7. When something is wrong: symptom, cause, check, fix
+#
+# In the order in which to look.
+#
+# | | symptom | likely cause | check | fix |
+# |---|---|---|---|---|
+# | 1 | loss is NaN, or reads 0.0 for some steps | a prompt fills `max_length`, so an answer has no label | `chat.check_pairs(…)`; are all weights finite? | drop such pairs; `logging_nan_inf_filter=False` |
+# | 2 | loss does not fall | learning rate of full fine-tuning with LoRA | sweep the rate over a factor of 100 | ten times the full rate as a start |
+# | 3 | loss falls, accuracy stays near 0.5 | it learns to write, not to prefer: too few steps, rate or β too low | log odds ratio on held-out pairs | a higher rate first, then more pairs, then a larger β |
+# | 4 | accuracy jumps up and down | too few evaluation pairs | its interval: ten pairs give 0.24 to 0.76 | at least 200 pairs, better 800; a fixed seed |
+# | 5 | margins much smaller than somebody else's | `rewards/margins` is multiplied by β; or the prompt is scored as answer | divide by β; decode the labels | raw messages, and `assert_labels_hold_no_user_text` |
+# | 6 | chosen and rejected log-probs both fall | β too large, or the rate | curves of both sides | a smaller β |
+# | 7 | good accuracy, but it **never stops generating** | the end token's rows were never trained | P(end token) after a right answer | `trainable_token_indices` for both matrices |
+# | 8 | it stops here, but never stops after publishing | `generation_config.json` still holds the base's end token | read the file (notebook 06, section 5) | save the generation config with the tokenizer's `eos_token_id` |
+# | 9 | it never stops, and `pad_token` is `eos_token` | the collator masks every pad token, so the end token has no label | is the last label the end token? | pad with a reserved token |
+# | 10 | answers end, and a second turn begins | ChatML's line break, or a second end token | the last ids of a tokenised answer (section 4.6) | one end token, nothing behind it |
+# | 11 | everything is worse after reloading | merged into another base than it was trained on | the release gate (notebook 06) | merge into the dequantised base |
+#
+# ### What the course recommends at 8B, and on which evidence
+#
+# | setting | recommendation | evidence |
+# |---|---|---|
+# | messages, not strings | `prompt`, `chosen`, `rejected` as lists of messages | decoded labels: section 4.1. It holds for every size |
+# | chat tokens | train their rows in both matrices | no good answer without them (ladder). Llama 3's base has the same untrained rows; how much 8B loses was not measured here |
+# | learning rate | 8e-5, then sweep 5e-5 to 5e-4 | rule of thumb (*LoRA Without Regret*): ten times the full rate. **Not measured at 8B**; the lab needs 3e-3 |
+# | β | 0.1, then try 0.5 | the paper used 0.1 and 0.2 for 7B models; a small gain on the lab |
+# | pairs and steps | as many as you can afford; 1,000 are few | twice the steps and all pairs: the ladder's last rung |
+# | dropout | 0 | TRL switches it off anyway; on the lab no difference that counts |
+# | evaluation pairs | 800 | arithmetic (section 2), so it holds for every size |
 #
 # ## Recap
 
@@ -634,46 +840,138 @@ rows = [
         "seeds": 1,
         "profile": profile.name,
     }
-    for name in ("base", "mended")
+    for name in ("base", "fixed")
 ]
 pd.DataFrame(rows).set_index("run")
 
 # %% [markdown]
-# What did not show: the doubled prompt made greedy answers worse, but sampled ones by no more than seeds differ.
-# What was not measured: whether real dropout would help.
+# What did not show: any harm of the doubled prompt to the lab's answers.
+# What was not measured: the quality of an 8B model after any of these recipes.
 
 # %%
-before, after = (evaluation.estimate(scores[n].preferred) for n in ("base", "mended"))
-article_end = lab.over_seeds(
-    lab.recorded("LoRA LR 8e-06, β 0.1"), lambda run: run["preferred"]
-)[0]
+before, after = (evaluation.estimate(scores[n].preferred) for n in ("base", "fixed"))
+article_end = lab.over_seeds(runs["the article"], accuracy_of)[0]
 print(
     f"Finding: preference accuracy {before.value:.2f} at the start, "
     f"{article_end.value:.2f} with the article's settings on the lab, {after} with "
-    f"the mended ones (n = {after.n})"
+    f"the fixed ones (n = {after.n})"
 )
+
+
+# %% [markdown]
+# **Now you can** tell a run that learns from one that does not, and name the cause.
+# **Next you need** to say how sure you are that a model is better: notebook 05.
 
 # %% [markdown]
 # ## Exercises
 #
+# A check says in words what is not right yet. Stuck? `checks.hint("4.3")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
 # **4.1 · 10 min · ●●○** How many pairs does it take to see an accuracy of 0.6 against 0.5, two-sided at 5 %, with 80 % power?
 
 # %%
-pairs_needed = ...
+def pairs_needed(base: float, better: float) -> int:
+    """Pairs that tell accuracy `better` from the known accuracy `base`."""
+    ...
+
+
 checks.pairs_needed(pairs_needed)
 
 # %%
 checks.solution("4.1")
 
+
 # %% [markdown]
-# **4.2 · 10 min · ●●○** How far can Adam move a weight in one epoch? Return the steps and the sum of a linearly falling learning rate.
+# **4.2 · 10 min · ●●○** How far can Adam move a weight in one epoch, with a learning rate that falls linearly to 0?
 
 # %%
-furthest_move = ...
+def furthest_move(
+    pairs: int, batch: int, accumulation: int, learning_rate: float
+) -> tuple[int, float]:
+    """(optimizer steps, sum of the steps' learning rates) of one epoch."""
+    ...
+
+
 checks.furthest_move(furthest_move)
 
 # %%
 checks.solution("4.2")
+
+
+# %% [markdown]
+# ## Hunts
+#
+# A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
+# The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
+#
+# **Hunt 4.3 · 15 min · ●●○** "Loss and accuracy are fine from the first step on. In use the model often begins by asking my question again, then answers it."
+# The recipe makes rows for `ORPOTrainer` from a mix whose `chosen` and `rejected` hold entire dialogues.
+
+# %%
+def to_row(raw):
+    """A row for ORPOTrainer. It is to score the last message of `chosen` and of
+    `rejected`, its end of turn included, after all messages before it.
+    """
+    return {
+        "prompt": raw["chosen"][:-1],
+        "chosen": raw["chosen"],
+        "rejected": raw["rejected"],
+    }
+
+
+checks.hunt_talks_to_itself(to_row)
+
+# %%
+raw = checks.material("4.3")
+for name, value in to_row(raw[1]).items():
+    print(name)
+    for message in value:
+        print(f"  {message['role']:10s}{message['content']}")
+
+# %%
+checks.solution("4.3")
+
+
+# %% [markdown]
+# **Hunt 4.4 · 15 min · ●●○** "I wrote my own collator for an SFT run. The loss falls as it should and the answers are right. None of them stops: each runs on to `max_new_tokens`."
+
+# %%
+def collate(rows, tokenizer):
+    """A batch: input_ids, attention_mask, labels, each (B, T). Row: {"input_ids": ids
+    of prompt and answer, "prompt_length": how many of them are the prompt}. The answer
+    is scored up to its end of turn, which is the tokenizer's end token.
+    """
+    tokenizer.pad_token = tokenizer.eos_token
+    ids = [{"input_ids": row["input_ids"]} for row in rows]
+    batch = tokenizer.pad(ids, return_tensors="pt")
+    labels = batch["input_ids"].clone()
+    for label, row in zip(labels, rows, strict=True):
+        label[: row["prompt_length"]] = -100
+    labels[labels == tokenizer.pad_token_id] = -100
+    return {**batch, "labels": labels}
+
+
+checks.hunt_never_stops(collate)
+
+# %%
+rows, row_tokenizer = checks.material("4.4")
+one_batch = collate(rows, row_tokenizer)
+print({name: tuple(value.shape) for name, value in one_batch.items()})
+print("scored tokens per row:", (one_batch["labels"] != -100).sum(1).tolist())
+
+# %%
+checks.solution("4.4")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("04", answers)
 
 # %% [markdown]
 # ## References

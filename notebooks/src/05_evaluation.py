@@ -12,6 +12,7 @@
 # Sections 2, 6 and 7 run the model of your profile; the others need no GPU.
 #
 # **You need** notebook 04 (a run that learns) and the idea of a standard error.
+# Abbreviations are explained in the [glossary](00_start_here.ipynb#glossary).
 
 # %% tags=["colab"]
 import importlib.util
@@ -32,7 +33,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from scipy import stats
 
 from course_utils import chat, evaluation, lab, models, plots, recorded
@@ -77,9 +77,14 @@ plt.show()
 # %% [markdown]
 # *Figure: cumulative share of simulated evaluations over the accuracy they measure; with 10 pairs the curve climbs slowly from 0.2 to 1 and passes 0.5 at more than a third, with 210 and 420 pairs it is a steep step at 0.6.*
 #
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Ten pairs is what the article kept.
 # In practice the truth is unknown and one evaluation is all you have.
 # The Wilson interval turns that one result into a range of truths that fit it.
+#
+# </details>
 
 # %%
 for n in (10, 210, 420):
@@ -97,7 +102,8 @@ for n in (10, 210, 420):
 # %%
 from datasets import Dataset
 from peft import LoraConfig
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 STEPS = profile.steps(60)
 model, tokenizer = models.load_base(profile)
@@ -147,13 +153,14 @@ trainer = ORPOTrainer(
     processing_class=tokenizer,
     peft_config=adapter,
 )
-widened = models.keep_trained_in_fp32(trainer.model)
 
 # %% [markdown]
 # Sections 6 and 7 need the untrained model as well, so its share of them runs here, before the first step:
 # what it writes, and lm-evaluation-harness, which section 7 explains.
 
 # %%
+import transformers
+
 from course_utils.evaluation.benchmarks import harness
 from course_utils.evaluation.benchmarks import lab as lab_tasks
 
@@ -212,9 +219,14 @@ print(f"McNemar's exact test: p = {p:.1e}")
 
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # McNemar's test asks: if neither model were better, each *changed* pair would be a coin toss.
 # Unchanged pairs say nothing about the difference.
 # So its exact form is scipy's binomial test; no further library is needed.
+#
+# </details>
 #
 # The size of the difference gets its interval from a bootstrap that draws *pairs*, so both answers to a pair stay together.
 
@@ -284,10 +296,15 @@ pd.DataFrame(rows).set_index(["measure", "seed"])
 
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The last column counts the pairs that *each* of two separate samples would need, and somebody has to write every one.
 # Sampled answers add dice of their own to every item, so there pairing saves least.
-# In preference accuracy two seeds of three are told apart by the paired test only; the third does not differ.
+# In sampled answers one seed of three is shown to differ, by the paired test only; the other two seeds point the other way.
 # So a p-value speaks of two trained models, and section 5 asks for the methods.
+#
+# </details>
 #
 # Before you run a comparison, ask what it could find at all.
 # The *minimum detectable effect* is the difference that the test finds four times in five; for paired items it depends on how many items change.
@@ -321,8 +338,13 @@ for changed in (0.05, 0.15, 0.4):
 pd.DataFrame(rows).set_index(["pairs that change", "n"])
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Ten pairs find nothing at all, and the simulation confirms the formula: about four in five, a little less because the exact test is cautious.
 # Make this table *before* the run; afterwards, "no significant difference" otherwise means nothing.
+#
+# </details>
 #
 # One more trap: picking the best of many. Suppose that all methods of the sweep are equally good.
 
@@ -384,16 +406,21 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure: share of good greedy answers of five recorded methods, thin lines for the interval over prompts, grey bars for the interval over seeds and prompts. For fully trained methods the three crosses lie close together; for LoRA at a learning rate of 0.001 they spread from about 0.2 to 0.7, and the grey bars reach beyond the range from 0 to 1.*
+# *Figure: share of good greedy answers of five recorded methods, thin lines for the interval over prompts, grey bars for the interval over seeds and prompts. For fully trained methods the three crosses lie close together; for LoRA at a learning rate of 0.001 they lie about 0.2 apart, and one grey bar reaches below 0.*
 
 # %%
 for name, prompts, both in zip(names, over_prompts, over_both, strict=True):
     print(f"{name:21s} prompts {prompts}   seeds and prompts {both}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The variance of a mean has a part that only more seeds reduce, one that only more prompts reduce, and one for both; `estimate_over_seeds` adds them and takes Student's t, since three seeds tell little of their own spread.
-# For the half-trained runs the interval over prompts is narrow and misleading: one seed of three came out far ahead.
+# For the half-trained runs the interval over prompts is narrow and misleading: the seeds lie outside it.
 # Where the wide interval leaves the range from 0 to 1, it says: train more seeds, or better settings.
+#
+# </details>
 #
 # ## 6. Read the answers
 #
@@ -431,9 +458,14 @@ else:
     print("would let the verifier vote, but a program can only judge the lab's answers")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The lab's base often knows the answer and is never good: it does not stop, and goes on with the next user's question.
 # After 60 steps ORPO ends its turns, and politely, but still opens with "Go away."
 # A share would not have told these flaws apart, and six rows would not have told which model is better.
+#
+# </details>
 #
 # ## 7. The harness: lm-evaluation-harness on a world that is at hand
 #
@@ -530,10 +562,15 @@ inside = evaluation.compare_paired(acc["ORPO"][framed], acc["ORPO"][bare])
 print(f"ORPO: framed to bare, both in chat  {inside}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # On the lab: the same model, the same items, and the tuned model's score depends on the chat format; the base, which never saw it, shows no difference.
 # So a suite without chat format shows less of what tuning did.
 # In plain text the tuned model falls for rude answers as the base does: its manners are tied to its format.
 # `acc` and `acc_norm` differ by much on equal log-likelihoods, so a score needs both its format and its metric beside it.
+#
+# </details>
 #
 # ## 8. The article's benchmarks
 #
@@ -628,19 +665,20 @@ else:
 # The interval says how far apart the two can be at most, which "no difference" alone would not.
 # Notebook 06 asks more of a merged model than the same accuracy.
 #
-# Now the table: six models of the lab's recorded sweep, this notebook's run, and the merged one.
+# Now the table: seven models of the lab's recorded sweep, this notebook's run, and the merged one.
 # *Learned* and *looked at* count sequences that went through the model with and without gradient: DPO needs an SFT before it and a second model beside it.
 
 # %%
 from course_utils.lab import costs
 
-SIX = {
+SWEPT = {
     "base": ["base"],
     "SFT": ["SFT"],
     "DPO": ["SFT, then DPO LR 0.0001", "SFT"],  # it has to pay for its SFT
     "ORPO, all weights": ["ORPO β 0.5"],
     "ORPO (article)": ["LoRA LR 8e-06, β 0.1"],
-    "ORPO (mended)": ["LoRA LR 0.003, β 0.5"],
+    "ORPO (its rate fixed)": ["LoRA LR 0.003, β 0.1"],
+    "ORPO (rate and β fixed)": ["LoRA LR 0.003, β 0.5"],
 }
 
 
@@ -652,7 +690,7 @@ def overall(table):
 
 
 rows = []
-for label, (name, *paid) in SIX.items():
+for label, (name, *paid) in SWEPT.items():
     runs = lab.recorded(name)
     cost = [costs.sequences(lab.recorded(each)[0]) for each in (name, *paid)]
     minutes = np.mean([run["minutes"] for run in runs])
@@ -669,6 +707,8 @@ for label, (name, *paid) in SIX.items():
             "seconds": f"{60 * minutes:.0f}",
         }
     )
+
+# %%
 for label, pairs in (("this run", orpo["pairs"]), ("this run, merged", merged)):
     if pairs is not None:
         rows.append(
@@ -703,14 +743,15 @@ BEFORE = {
     "DPO": "SFT",
     "ORPO, all weights": "DPO",
     "ORPO (article)": "base, Llama 3 chat",
-    "ORPO (mended)": "ORPO (article)",
+    "ORPO (its rate fixed)": "ORPO (article)",
+    "ORPO (rate and β fixed)": "ORPO (its rate fixed)",
 }
 
 
 def step(label, measure):
     """Estimate of one model minus the one before it; None if nothing changed at all."""
-    before = SIX.get(BEFORE[label], [BEFORE[label]])[0]
-    change = table_of(SIX[label][0], measure) - table_of(before, measure)
+    before = SWEPT.get(BEFORE[label], [BEFORE[label]])[0]
+    change = table_of(SWEPT[label][0], measure) - table_of(before, measure)
     return evaluation.estimate_over_seeds(change) if change.any() else None
 
 
@@ -748,10 +789,16 @@ for label, d in zip(BEFORE, steps["good, sampled"], strict=True):
 
 
 # %% [markdown]
-# SFT over base, DPO over SFT and the mended run over the article's are more than noise.
-# ORPO over DPO is not: the interval holds 0 and a difference of several points either way, so three seeds leave that contest open.
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# SFT over base, DPO over SFT and the fixed learning rate over the article's are more than noise, in both measures.
+# ORPO over DPO and the larger β are clear of 0 in preference accuracy only: in the answers that the models write, three seeds leave both open.
+# (Notebook 04's ladder has five seeds, but intervals over prompts alone; that is a weaker claim.)
 # What ORPO saves is the SFT before it and the second model: the sequences without gradient.
 # The article's run changed no verdict of any sampled answer, in three seeds.
+#
+# </details>
 #
 # ## Recap
 
@@ -767,6 +814,7 @@ def recap(method, metric, value, n, seeds=1, failed=""):
     }
 
 
+# %%
 ranked, size = "preference accuracy", len(held_out)
 rows = [
     recap(
@@ -818,48 +866,116 @@ print(
     f"(n = {shift.n}); pairing is worth {ratio:.1f} times the pairs in a close contest"
 )
 
+
+# %% [markdown]
+# **Now you can** say whether a difference is real, and how small a difference your test could find.
+# **Next you need** to publish the very model that you evaluated: notebook 06.
+
 # %% [markdown]
 # ## Exercises
 #
-# **5.1 · 10 min · ●○○** Three seeds gave three scores. Return the 95 % interval of their mean.
+# A check says in words what is not right yet. Stuck? `checks.hint("5.1")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
+# **5.1 · 10 min · ●○○** Three seeds gave three scores. Find the 95 % interval of their mean.
 
 # %%
-seed_interval = ...
+def seed_interval(scores: list[float]) -> tuple[float, float]:
+    """(low, high): 95 % interval of the mean score over seeds."""
+    ...
+
+
 checks.seed_interval(seed_interval)
 
 # %%
 checks.solution("5.1")
 
+
 # %% [markdown]
-# **5.2 · 15 min · ●●○** How many pairs does a paired comparison need?
-# `changed` is the share of pairs on which the two models will differ, `difference` the true difference; two-sided at 5 %, power 80 %.
+# **5.2 · 15 min · ●●○** How many pairs does a paired comparison need, two-sided at 5 %, with 80 % power?
 
 # %%
-paired_pairs_needed = ...
+def paired_pairs_needed(changed: float, difference: float) -> int:
+    """Pairs, if the models differ on a share `changed` of them, by `difference` net."""
+    ...
+
+
 checks.paired_pairs_needed(paired_pairs_needed)
 
 # %%
 checks.solution("5.2")
 
+
 # %% [markdown]
-# **5.3 · 10 min · ●○○** Write lm-eval's `acc_norm` of one item: arguments `loglikelihoods`, `choices` (texts) and `gold` (index); 1 if the choice likeliest *per character* is the gold one, else 0.
+# **5.3 · 10 min · ●○○** Write lm-eval's `acc_norm` of one item.
 
 # %%
-acc_norm = ...
+def acc_norm(loglikelihoods: list[float], choices: list[str], gold: int) -> int:
+    """1 if the choice that is likeliest per character has the index `gold`, else 0."""
+    ...
+
+
 checks.acc_norm(acc_norm)
 
 # %%
 checks.solution("5.3")
 
+
 # %% [markdown]
-# **5.4 · 10 min · ●●○** The suite's one number. The argument is {group: {row: list of item scores}}; return the mean of the groups, each the mean of its rows.
+# **5.4 · 10 min · ●●○** Write the suite's one number.
 
 # %%
-suite_average = ...
+def suite_average(groups: dict[str, dict[str, list[float]]]) -> float:
+    """Mean of the groups, each the mean of its rows, each the mean of its items."""
+    ...
+
+
 checks.suite_average(suite_average)
 
 # %%
 checks.solution("5.4")
+
+
+# %% [markdown]
+# ## A hunt
+#
+# A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
+# The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
+#
+# **Hunt 5.5 · 20 min · ●●●** "We reported a gain whose interval is clear of 0. A reviewer trained both methods again, with three other seeds, and found nothing. No number was made up, and we did pair the prompts."
+
+# %%
+def compare_methods(first, second):
+    """(difference, low, high): how much better is method `second`, trained again, than
+    `first`, with a 95 % interval? Both are (seeds, prompts) arrays of 0 or 1 from the
+    same prompts.
+    """
+    best_first = first[first.mean(axis=1).argmax()]
+    best_second = second[second.mean(axis=1).argmax()]
+    change = best_second - best_first  # paired: the same prompts
+    half = 1.96 * change.std(ddof=1) / len(change) ** 0.5
+    return change.mean(), change.mean() - half, change.mean() + half
+
+
+checks.hunt_not_found_again(compare_methods)
+
+# %%
+first, second = checks.material("5.5", seed=4)  # the same method, trained twice
+gain, low, high = compare_methods(first, second)
+print(f"second minus first: {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
+
+# %%
+checks.solution("5.5")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("05", answers)
 
 # %% [markdown]
 # ## References

@@ -5,12 +5,14 @@
 #
 # **You will learn**
 # to merge an adapter into the base that it was trained on,
-# to let a release gate decide whether a folder may be published,
-# and to bring the model to where it is used: the hub, a demo, llama.cpp, a server.
+# to let a release gate decide whether a folder may be published, and to know what it cannot see,
+# and to publish the folder with a card that holds measured numbers only.
 #
 # **Time and hardware**: {{recorded}}.
 #
 # **You need** notebook 03 (NF4 and LoRA), notebook 04 (the run), notebook 05 (paired comparisons).
+# Abbreviations are explained in the [glossary](00_start_here.ipynb#glossary).
+# The appendices (a demo, llama.cpp, a server, other tools) can wait until you need them.
 # No account: the upload is a dry run unless you ask for more.
 
 # %% tags=["colab"]
@@ -29,7 +31,7 @@ from course_utils.setup import start
 
 profile, reason = start.begin()
 import time
-import matplotlib.pyplot as plt
+
 import pandas as pd
 
 from course_utils import chat, evaluation, models, plots, publishing, recorded
@@ -49,6 +51,7 @@ print(f"profile {profile.name}: {reason}. Seed {SEED}")
 # bitsandbytes does this on a CPU as well, so every profile runs the same cell.
 
 # %%
+import matplotlib.pyplot as plt
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -76,7 +79,8 @@ def load_nf4():
 # %%
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from course_utils.training import ORPOConfig, ORPOTrainer
 
 STEPS = profile.steps(100)
 tokenizer = AutoTokenizer.from_pretrained(source)
@@ -89,11 +93,13 @@ train, held_out = train[: STEPS * batch], held_out[: profile.at_most(210)]
 probes = [pair["prompt"] for pair in held_out[: profile.at_most(60)]]
 
 # %%
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
 adapter = LoraConfig(
     r=profile.lora_rank,
     lora_alpha=profile.lora_alpha,
     lora_dropout=0.0,
-    target_modules=models.LINEAR_LAYERS,
+    target_modules=ATTENTION + MLP,
     task_type="CAUSAL_LM",
     trainable_token_indices={"embed_tokens": control_ids, "lm_head": control_ids},
 )
@@ -119,6 +125,8 @@ config = ORPOConfig(
     remove_unused_columns=False,
     disable_tqdm=True,
 )
+
+# %%
 rows = Dataset.from_list(train).select_columns(["prompt", "chosen", "rejected"])
 trainer = ORPOTrainer(
     load_nf4(),
@@ -128,7 +136,6 @@ trainer = ORPOTrainer(
     peft_config=adapter,
 )
 trainer.remove_callback(transformers.PrinterCallback)
-models.keep_trained_in_fp32(trainer.model)
 trainer.train()
 trained = trainer.model.eval()
 
@@ -167,9 +174,14 @@ observed = gate.observe(trained, tokenizer, probes)
 print("the trained model against itself:", observed.noise, sep="\n")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # It is not zero, even in `float32`.
 # On CPUs with bf16 instructions, bitsandbytes evaluates NF4 layers in bf16 and trains them in float32; on a GPU, other batch sizes choose other kernels.
 # This is the **noise floor**: a merge that stays at its height cannot be told from the trained model.
+#
+# </details>
 
 # %%
 import gc
@@ -288,10 +300,15 @@ plt.show()
 # %% [markdown]
 # *Figure: KL of four or five ways from the trained model on a logarithmic axis, with 95 % intervals; a dotted line marks the noise, a dashed line the release gate's limit. The dequantised base lies at or below the noise, its bf16 copy between the lines; the original base and NF4 itself lie right of the limit.*
 #
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The adapter belongs on the base that it was trained on: dequantised NF4.
 # On the original base it is a slightly different model, and merged straight into NF4 the update itself is rounded to 4 bits.
 # Storing the result in bf16 costs more than dequantising does, and stays below the limit.
 # *No merge* is as good as it can be; it makes every user load NF4 and an adapter, and few servers do.
+#
+# </details>
 #
 # ### Is another model a worse model?
 
@@ -382,9 +399,14 @@ else:
     print("would write the whole model once more, and be refused for what follows")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Nothing in the weights is wrong, yet the folder's generation config still holds the *base's* end token.
 # Its answers would run on after the end of the turn, in every program that reads this file.
 # In memory it never showed, because a notebook passes the end token by hand.
+#
+# </details>
 #
 # Now a faulty merge: everything is saved well, but into the original base.
 
@@ -408,14 +430,90 @@ else:
 # And the folder from section 4.
 
 # %%
-verdict = gate.release_gate(observed, FOLDER, tokenizer, "notebook 06")
-verdicts["dequantised NF4"] = verdict
-print(verdict)
+passing = gate.release_gate(observed, FOLDER, tokenizer, "notebook 06")
+verdicts["dequantised NF4"] = passing
+print(passing)
 
 # %% [markdown]
-# The limits follow the noise: three times the trained model's distance from itself, and at least $10^{-4}$ nats, which changes an answer of 100 tokens by a hundredth of a nat.
+# ### How the limits are set
+#
+# Two considerations set the limit of the KL, and the larger one counts.
+# *What matters*: $10^{-4}$ nats per token change an answer of 100 tokens by a hundredth of a nat; no reader could notice.
+# *What can be seen*: three times the noise floor, because a distance below the noise proves nothing.
 # If the noise itself is too large, nothing can be proved, and the gate refuses.
-# The course's tests put every one of these faults into a folder, and each check must catch its own.
+#
+# ### Why does the merge lie so far below the noise floor?
+#
+# The merge is at $10^{-13}$ or less, and the noise is about $10^{-6}$ on CPUs with bf16 instructions.
+# The observation was computed as training computes: each NF4 weight is unpacked to float32 and multiplied in float32.
+# The merged folder holds exactly these unpacked weights in float32, so it repeats the same arithmetic in nearly the same order.
+# The noise floor is the distance between *two ways* of computing the trained model: bitsandbytes' evaluation kernel rounds to bf16 there, its training kernel does not.
+# So the merge is nearer to the trained model than the trained model's own evaluation is. On a GPU, or stored in bf16, it rises to the floor.
+#
+# ### What can the gate not see?
+#
+# A gate compares behaviour on a few prompts. Change one single weight of the folder and see from which size on that shows.
+#
+# **Predict.** One weight of 3.5 million is moved by 0.001, by 1, by 50, and set to NaN. Which of these does the gate refuse?
+
+# %%
+import json
+import shutil
+
+from safetensors.torch import save_file
+
+TAMPERED, WEIGHT = Path("outputs/06/tampered"), "model.layers.2.mlp.down_proj.weight"
+
+
+def tampered(change):
+    """The gate's verdict on the folder with one weight moved by `change`."""
+    shutil.rmtree(TAMPERED, ignore_errors=True)
+    shutil.copytree(FOLDER, TAMPERED)
+    file = TAMPERED / "model.safetensors"
+    tensors = load_file(file)
+    tensors[WEIGHT][0, 0] += change
+    save_file(tensors, file, metadata={"format": "pt"})
+    return gate.release_gate(observed, TAMPERED, tokenizer, "notebook 06, tampered")
+
+
+def what_it_saw(verdict):
+    d, failed = verdict.distance, [c.name for c in verdict.checks if not c.passed]
+    same_files = gate.fingerprint(TAMPERED) == gate.fingerprint(FOLDER)
+    return {
+        "KL (nats per token)": f"{d.kl.value:.1e}" if d else "not run",
+        "max |Δlogit|": f"{d.max_logit_difference:.2g}" if d else "not run",
+        "same answers": f"{d.same_answers.value:.2f}" if d else "not run",
+        "refused by": ", ".join(failed) or "nothing: passed",
+        "file hash": "same" if same_files else "differs",
+    }
+
+
+# %%
+saw = {}
+if SMALL:
+    for change in (1e-3, 1.0, 50.0, float("nan")):
+        saw[f"one weight {change:+g}"] = what_it_saw(tampered(change))
+else:
+    print("would copy a folder of many GiB four times; runs on the small model")
+pd.DataFrame(saw).T
+
+# %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# A change of 0.001 in one weight changes no answer: by *behaviour* the folder is the model that was trained, and the gate says so, rightly.
+# It is not the same *file*, and only a hash says that. So the gate's record keeps the hash of every file that it saw, and the upload compares (section 8).
+# Between the two lies what nobody can see: a change that shows on other prompts than these. Exercise 6.3 computes how large a share of prompts can hide behind n equal answers.
+#
+# </details>
+#
+# | question | answered by |
+# |---|---|
+# | Is it the very file that was checked? | the hash |
+# | Are the weights numbers, and complete? | the checks of the files |
+# | Does it answer like the trained model, on these prompts? | KL, logits, greedy answers |
+# | Does it on *all* prompts? | nothing; more prompts narrow it |
+# | Is it a good model? | an evaluation (section 6) |
 #
 # ### What if the token rows get lost?
 #
@@ -425,11 +523,6 @@ print(verdict)
 # **Predict.** Which measure shows it: KL, greedy answers, end of turn, or all?
 
 # %%
-import json
-import shutil
-
-from safetensors.torch import save_file
-
 ROWLESS = Path("outputs/06/without_rows")
 shutil.copytree(ADAPTER, ROWLESS, dirs_exist_ok=True)
 kept = {name: t for name, t in tensors.items() if name not in token_rows}
@@ -459,7 +552,12 @@ print(
 )
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # On the lab, all of them: without its rows the model has no end of turn that it could choose.
+#
+# </details>
 #
 # ## 6. Evaluate the model that you publish
 #
@@ -542,7 +640,7 @@ SEND = False
 try:
     print(publishing.upload(FOLDER, send=SEND))
 except ValueError as error:
-    if verdict.passed:
+    if passing.passed:
         raise
     print("not sent:", error)
 
@@ -574,7 +672,45 @@ finally:
     flip_last_bit(weights)
 
 # %% [markdown]
-# ## 9. A demo: a Gradio Space
+# ## Recap
+
+# %%
+word = {True: "passed", False: "refused"}
+table = pd.DataFrame(
+    {
+        "method": name,
+        "metric": "KL (nats a token)",
+        "value": f"{d.kl.value:.1e}",
+        "95 % interval": f"[{d.kl.low:.1e}, {d.kl.high:.1e}]",
+        "n answers": d.n,
+        "tokens": d.tokens,
+        "seeds": 1,
+        "profile": profile.name,
+        "gate": word[verdicts[name].passed] if name in verdicts else "not asked",
+    }
+    for name, d in ({"noise floor": observed.noise} | distances).items()
+).set_index("method")
+table
+
+# %%
+into_base, into_nf4 = distances["original base"], passing.distance
+ends = {True: " and passes the gate", False: " and is refused"}
+said = {name: ends[verdict.passed] for name, verdict in verdicts.items()}
+print(
+    f"Finding: merged into the dequantised base, the folder read by a new process is "
+    f"{into_nf4.kl.value:.0e} nats a token from the trained model (noise "
+    f"{observed.noise.kl.value:.0e}, n = {into_nf4.n})"
+    + said["dequantised NF4"]
+    + f"; merged into the original base it is {into_base.kl.value:.0e}"
+    + said.get("original base", "")
+)
+
+# %% [markdown]
+# **Now you can** merge an adapter, prove that a folder is the model you trained, and publish it with honest numbers.
+# **Next you need** speed: notebook 07. Or take the recipe with you: notebook 08.
+
+# %% [markdown]
+# ## Appendix A. A demo: a Gradio Space
 #
 # A Space is a repository with an `app.py`; the hub builds it and serves it.
 # `space.write` makes the folder, ready to push.
@@ -611,7 +747,7 @@ display(Image(places.PACKAGE / "recorded" / "space.png", width=560))
 # %% [markdown]
 # *Figure: screenshot of the Space's page in a browser: the title, a question in a bubble, the model's answer below it, and the box to type in.*
 #
-# ## 10. One file for llama.cpp: GGUF
+# ## Appendix B. One file for llama.cpp: GGUF
 #
 # Laptops run models through llama.cpp and the programs around it (Ollama, LM Studio), which read one GGUF file.
 # Two things must be right, and neither raises an error if it is wrong:
@@ -641,14 +777,26 @@ else:
     print(f"would write {GGUF}, as large as the merged model")
 
 # %% [markdown]
-# `convert_hf_to_gguf.py` of llama.cpp does this for Llama 3 itself; it recognises a tokenizer by a hash of its tokens, so it refuses the lab's.
+# With real Llama 3 weights use llama.cpp's own converter and quantiser. *Not run here: they need a clone of llama.cpp, built with CMake.*
+#
+# ```bash
+# git clone https://github.com/ggml-org/llama.cpp && pip install -r llama.cpp/requirements.txt
+# cmake -S llama.cpp -B llama.cpp/build && cmake --build llama.cpp/build --target llama-quantize llama-cli
+# python llama.cpp/convert_hf_to_gguf.py outputs/06/merged --outfile model-bf16.gguf --outtype bf16
+# llama.cpp/build/bin/llama-quantize model-bf16.gguf model-Q4_K_M.gguf Q4_K_M
+# llama.cpp/build/bin/llama-cli -m model-Q4_K_M.gguf -cnv
+# ```
+#
+# The converter recognises a tokenizer by a hash of its tokens, so it refuses the lab's; the course's own `export.to_gguf` above writes that one.
+# A file in Q4_K_M is rounded anew, by another code than NF4: evaluate the file that you give away.
+#
 # llama.cpp's Python binding compiles for some minutes, so its answers are recorded:
 #
 # **Predict.** Which file answers most like the merged model: float32, float16 or bfloat16?
 
 # %%
-compared = recorded.load("gguf")
-print(recorded.caption(compared))
+of_files = recorded.load("gguf")
+print(recorded.caption(of_files))
 pd.DataFrame(
     {
         "file": file["dtype"],
@@ -660,15 +808,20 @@ pd.DataFrame(
         "KL (nats per token)": f"{file['distance']['kl']['value']:.1e}",
         "n": file["distance"]["n"],
     }
-    for file in compared["files"]
+    for file in of_files["files"]
 ).set_index("file")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # All of them answer alike; the KL tells them apart.
 # The float32 file is the model, to the noise of another program's arithmetic, and float16 keeps three bits more of each weight than bfloat16.
 # `python -m course_utils.publishing.export.compare FOLDER` repeats it where `llama-cpp-python` is installed.
 #
-# ## 11. A server that speaks OpenAI's protocol
+# </details>
+#
+# ## Appendix C. A server that speaks OpenAI's protocol
 #
 # vLLM serves a folder, or a repository of the hub, on a GPU. *This was not run here: the options are those of its documentation.*
 #
@@ -691,7 +844,7 @@ pd.DataFrame(
 # Both are checks of the gate.
 # A model of 8B in bf16 needs 15 GiB for its weights alone: on a 24 GB card, lower `--max-model-len` until the rest fits.
 #
-# ## 12. The same run elsewhere
+# ## Appendix D. The same run elsewhere
 #
 # Axolotl and LLaMA-Factory train ORPO too, from a configuration file.
 # These are made from this notebook's settings and pairs; the comments in each say what its tool does differently.
@@ -720,8 +873,13 @@ pd.DataFrame(
 ).set_index("definition").round(3)
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Three definitions, one model: `because` says what changes from row to row.
 # Both tools were asked themselves, in environments of their own; recorded, on another batch of eight:
+#
+# </details>
 
 # %%
 asked = recorded.load("elsewhere")
@@ -740,87 +898,120 @@ pd.DataFrame(
     for mistake, said in asked[tool]["wrong configurations"].items()
 ).set_index("tool")
 
+
 # %% [markdown]
 # A loss is comparable within one tool only; compare models by what they do, as in notebook 05.
 # And a misspelt key can pass without a word: read the log for what the tool made of the file.
-#
-# ## Recap
-
-# %%
-word = {True: "passed", False: "refused"}
-table = pd.DataFrame(
-    {
-        "method": name,
-        "metric": "KL (nats per token)",
-        "value": f"{d.kl.value:.1e}",
-        "95 % interval": f"[{d.kl.low:.1e}, {d.kl.high:.1e}]",
-        "n answers": d.n,
-        "tokens": d.tokens,
-        "seeds": 1,
-        "profile": profile.name,
-        "gate": word[verdicts[name].passed] if name in verdicts else "not asked",
-    }
-    for name, d in ({"noise floor": observed.noise} | distances).items()
-).set_index("method")
-table
-
-# %%
-into_base, into_nf4 = distances["original base"], verdict.distance
-ends = {True: " and passes the gate", False: " and is refused"}
-said = {name: ends[verdict.passed] for name, verdict in verdicts.items()}
-print(
-    f"Finding: merged into the dequantised base, the folder read by a new process is "
-    f"{into_nf4.kl.value:.0e} nats per token from the trained model (noise "
-    f"{observed.noise.kl.value:.0e}, n = {into_nf4.n})"
-    + said["dequantised NF4"]
-    + f"; merged into the original base it is {into_base.kl.value:.0e}"
-    + said.get("original base", "")
-)
 
 # %% [markdown]
 # ## Exercises
 #
-# **6.1 · 10 min · ●○○** Merge one layer by hand: `merged_weight(weight, lora_a, lora_b, alpha)`,
-# with shapes (out, in), (r, in) and (out, r).
+# A check says in words what is not right yet. Stuck? `checks.hint("6.5")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
+# **6.1 · 10 min · ●○○** Merge one layer by hand.
 
 # %%
-merged_weight = ...
+def merged_weight(
+    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    """Merged weight (out, in) of `weight` (out, in), A (r, in) and B (out, r)."""
+    ...
+
+
 checks.merged_weight(merged_weight)
 
 # %%
 checks.solution("6.1")
 
+
 # %% [markdown]
-# **6.2 · 10 min · ●●○** Write `mean_kl(trained_logits, merged_logits)`: nats, mean over tokens; both are (tokens, vocabulary).
+# **6.2 · 10 min · ●●○** How far is the merged model from the trained one?
 
 # %%
-mean_kl = ...
+def mean_kl(trained_logits: torch.Tensor, merged_logits: torch.Tensor) -> float:
+    """KL in nats, mean over tokens, of logits (tokens, vocabulary)."""
+    ...
+
+
 checks.mean_kl(mean_kl)
 
 # %%
 checks.solution("6.2")
 
+
 # %% [markdown]
-# **6.3 · 10 min · ●●○** All n greedy answers agreed. Write `hidden_share(n)`: the largest share of prompts with another answer that would still give this result in 5 of 100 such trials.
+# **6.3 · 10 min · ●●○** All n greedy answers agreed. Which share of prompts can still have another answer?
 # What is it for the gate's n?
 
 # %%
-hidden_share = ...
+def hidden_share(n: int) -> float:
+    """The largest share with which 5 of 100 trials of n prompts show no difference."""
+    ...
+
+
 checks.hidden_share(hidden_share)
 
 # %%
 checks.solution("6.3")
 
+
 # %% [markdown]
-# **6.4 · 15 min · ●●●** Write `rotation_order(weight, heads)`: the rows of a query matrix (heads × d, in) as llama.cpp wants them.
+# **6.4 · 15 min · ●●●** Bring the rows of a query matrix into llama.cpp's order.
 # transformers rotates row $i$ of a head together with row $i + d/2$; llama.cpp rotates rows $2i$ and $2i + 1$.
 
 # %%
-rotation_order = ...
+def rotation_order(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """`weight` (heads * d, in) with its rows as llama.cpp wants them."""
+    ...
+
+
 checks.rotation_order(rotation_order)
 
 # %%
 checks.solution("6.4")
+
+# %% [markdown]
+# ## A hunt
+#
+# A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
+# The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
+#
+# **Hunt 6.5 · 20 min · ●●○** "In my notebook the model answers and stops. Whoever downloads it gets an answer, then another user's turn, then another answer, without end. The hash of the weights is the same."
+
+# %%
+from transformers import AutoTokenizer
+
+
+def publish(model, tokenizer, base_folder, folder):
+    """Write a folder from which a stranger gets the answers that were evaluated, with
+    `from_pretrained` and `generate` alone. `tokenizer` is the one of the training.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    # Training changed no token, so the base's tokenizer is the right one.
+    AutoTokenizer.from_pretrained(base_folder).save_pretrained(folder)
+
+
+checks.hunt_rambles_elsewhere(publish)
+
+# %%
+tiny, tiny_tokenizer, base_folder = checks.material("6.5")
+publish(tiny, tiny_tokenizer, base_folder, "outputs/06/hunt/published")
+print(sorted(path.name for path in Path("outputs/06/hunt/published").iterdir()))
+
+# %%
+checks.solution("6.5")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("06", answers)
 
 # %% [markdown]
 # ## References

@@ -14,6 +14,8 @@
 # The title's two hours are the article's, for 1,000 pairs on an L4 (see the references).
 #
 # **You need** notebook 01 (the loss), notebook 03 (memory) and notebook 04 (TRL's trainer).
+# Abbreviations are explained in the [glossary](00_start_here.ipynb#glossary).
+# The core path is sections 1 to 5, 7 and 8; the parts marked *Optional* and the appendices can wait.
 
 # %% tags=["colab"]
 import importlib.util
@@ -36,12 +38,11 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import LoraConfig
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, lab, models, orpo, plots, recorded
 from course_utils.data import mixing
 from course_utils.exercises import checks
-from course_utils.training import packing
+from course_utils.training import ORPOConfig, ORPOTrainer, packing
 
 print(f"profile {profile.name}: {reason}. Model here: the lab's, seed 0")
 
@@ -56,6 +57,7 @@ train = mixing.build().train.select(range(800))
 train = train.select_columns(["prompt", "chosen", "rejected"])
 
 
+# %%
 def make_trainer(kind, micro_batch, steps=1, **more):
     torch.manual_seed(0)
     model, tokenizer = lab.load_base()
@@ -84,19 +86,15 @@ def make_trainer(kind, micro_batch, steps=1, **more):
         lora_alpha=32,
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
-        target_modules=models.LINEAR_LAYERS,
+        target_modules=models.LINEAR_LAYERS,  # the seven of notebook 03
         trainable_token_indices={"embed_tokens": rows, "lm_head": rows},
     )
-    return kind(
-        model,
-        config,
-        train_dataset=train,
-        processing_class=tokenizer,
-        peft_config=adapter,
-        **more,
-    )
+    more |= {"processing_class": tokenizer, "peft_config": adapter}
+    return kind(model, config, train_dataset=train, **more)
 
 
+# %%
+# Ours, equal to TRL's step for step; TRL's own speed is recorded, not run.
 trl = {size: make_trainer(ORPOTrainer, size) for size in (2, 8)}
 
 
@@ -154,7 +152,12 @@ plt.show()
 # %% [markdown]
 # *Figure: two stacked bars of positions by kind, for micro-batches of 2 and of 8 pairs. In batches of 8 about a half is needed, in batches of 2 two thirds; the common prefix is computed twice, and padding grows with the micro-batch.*
 #
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Small micro-batches waste less, and cost something else: every one is a pass through all layers, with all its operations.
+#
+# </details>
 
 # %%
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -337,7 +340,12 @@ print(
 )
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # To the rounding of float32. A lever that changes the result is no lever.
+#
+# </details>
 #
 # ## 5. Lever: full rows
 #
@@ -364,7 +372,7 @@ print(f"TRL: {sum(dense)} positions, and as many logits, in {len(dense)} passes"
 print("weight of each pair's NLL:", rows[0].nll_weight.numpy().round(4))
 
 # %% [markdown]
-# ## 6. Lever, and a trap: LoRA in one piece
+# ## 6. Optional: a lever and a trap, LoRA in one piece
 #
 # A LoRA layer is a large product, `W x`, and a small one, `B A x`.
 # PEFT computes both and adds them, with copies in float32 on the way; in one piece, and in 16 bit, some of that memory traffic is gone.
@@ -400,9 +408,14 @@ print(
 )
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # A rounded number lies on a grid, and what is less than half a step of the grid does not move it.
 # The course's first version had this fault, and passed every test of gradients: those are right, it is the step that does not arrive.
 # The second computed the small one first, and passed this test too, on a CPU.
+#
+# </details>
 #
 # **Predict.** The same line, `small.addmm_(x, w.t())`, on an H200: how much arrives?
 
@@ -428,8 +441,13 @@ print(
 pd.DataFrame(arrivals).T
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Nothing: cuBLAS adds in the output's memory, and where it adds as it is, with a factor of 1, it rounds the product *before* it adds.
 # With another factor on what is there it adds in float32 and rounds the sum. So `course_utils.training.fast.matmul` computes twice the small product and lets `addmm_` halve it, which is exact and takes hardly longer.
+#
+# </details>
 #
 # No test on a CPU can find that. What found it was a loss: the fast trainer's mean loss lay above TRL's wherever pairs were seen again.
 # Either an adapter had learned less, or 16-bit arithmetic hid from itself what the adapter had learned. Two losses tell these apart: the adapter's by the arithmetic that trained it, and by float32.
@@ -455,10 +473,15 @@ print(
 table
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # (Learning, on random tokens, is to know 16 pairs by heart.)
 # By float32 all adapters are worth the same: nothing was learned less. But with `addmm_` as it was, the trainer hardly saw what its adapter had learned, so every loss and reward that it logged said *nothing happens here*, and later steps followed gradients of a model without the adapter.
 # (An adapter that grows should outgrow the grid, in a longer training or with a higher learning rate; when, was not measured.)
 # Now the fast trainer sees more of it than TRL's own 16 bit does. (Why that sees less was not looked into; PEFT adds the branch to a `W x` that is rounded already.)
+#
+# </details>
 #
 # That is the check to run on any fast trainer, this one included. In the run whose times come below, pairs come back as well:
 
@@ -589,9 +612,14 @@ plt.show()
 # %% [markdown]
 # *Figure: recorded seconds per million tokens and peak memory for thirteen arms. Packing takes more than two fifths off TRL's time; the embeddings cost about what the shared prefix brings; compiling takes two fifths off what is left, graphs a quarter and kept activations a fifth. Memory falls by tiles, embeddings and the fused LoRA, and rises again where activations are kept.*
 #
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Packing and compiling bring most: fewer, fuller passes, and fewer operations in each. The fused LoRA and the decode do not show as time where layers are not compiled; that the card waits for the CPU there is a suspicion, since these rungs were not profiled.
 # Each rung is one lap of five steps behind two: differences of a few per cent are nothing it can tell from chance, and the uncompiled rungs may be in their slow first steps as TRL is.
 # *Fast* spends what was saved on activations that need not be computed again, up to TRL's own peak; *lean* spends next to nothing.
+#
+# </details>
 
 # %%
 aims = {
@@ -635,36 +663,6 @@ print(
 # **Reached**: the memory of both, fast within TRL's and lean within 6.5 GiB, and lean's speed.
 # **Missed**: seven times TRL's speed, but for the first lap; fast's 60 s by a few per cent, though they lie within its interval; and 2.8 times Unsloth's, which the median reaches and the later laps do not.
 #
-# An earlier version of this notebook said *seven times*, from these records of other calls:
-
-# %%
-repeats = recorded.load("speed_8b_repeats")
-print(recorded.caption(repeats))
-for arm, seconds in repeats["seconds_per_1000_pairs"].items():
-    seconds = [*seconds, peers["arms"][arm]["seconds_per_1000_pairs"]["median"]]
-    print(
-        f"{arm}, {len(seconds)} calls of {repeats['steps']} steps behind "
-        f"{repeats['warmup_steps']}: {min(seconds):.0f} to {max(seconds):.0f} s per "
-        f"1,000 pairs; in six laps {per_1000[arm]:.0f}"
-    )
-
-# %% [markdown]
-# What was wrong with those?
-
-# %%
-of_laps = {
-    arm: [1e6 * lap["seconds"] / lap["tokens"] for lap in laps]
-    for arm, laps in llama["rounds"].items()
-}
-of_laps = pd.DataFrame(of_laps).T.rename(columns=lambda number: f"lap {number + 1}")
-print("seconds per million tokens (chosen and rejected)")
-of_laps.round().astype(int)
-
-# %% [markdown]
-# TRL's first laps are its slowest, and so are Unsloth's. (Why was not measured; their batches have another shape every time, so an allocator that learns the sizes is a suspect.)
-# The earlier records timed eight steps behind three: whoever times few steps compares with both at their slowest.
-# A real training is long, so the later laps count.
-#
 # So where does the time go? Some more steps of each arm but Unsloth, with the same pairs, were profiled.
 
 # %%
@@ -701,32 +699,9 @@ pd.Series(parts, name="s per 1,000 pairs of fast").round(1).to_frame()
 # %% [markdown]
 # Half is the floor. *Beyond it* are the adapter's thin products, which move much and compute little, products of layers that run again, and rows that do not fill the card as the largest products do; their shares were not measured.
 # None of the other parts can be ended entirely. The next to try would be a faster decode, and attention by a kernel for this card.
-#
-# *Nothing* was longer in an earlier version. It looked like a pause between two kernels, thousands of times, so a third of the kernels was taken out.
-#
-# **Predict.** What became of the pauses?
-
-# %%
-pauses = recorded.load("speed_8b_pauses")
-print(recorded.caption(pauses), f"({pauses['what']})")
-history = {k: v["profile"] for k, v in pauses["versions_of_the_trainer"].items()}
-history["now: no requests"] = in_fast
-pd.DataFrame(
-    {
-        name: {
-            "kernels of a step": p["kernels"] / p["steps"],
-            "ms of nothing in a step": (p["wall_ms"] - p["busy_ms"]) / p["steps"],
-        }
-        for name, p in history.items()
-    }
-).T.round().astype(int)
 
 # %% [markdown]
-# Hardly anything. What they were showed in a list of them all: few and long ones made most of it, and all lay about the optimizer.
-# bitsandbytes asks for its paged state before each update, and each launch behind such a request waits until it is served. *Running ahead* leaves the requests out now (`course_utils/training/fast/waits.py`).
-
-# %% [markdown]
-# ## 9. What it means on an L4: a projection
+# ## 9. Optional: what it means on an L4, a projection
 #
 # **Nothing in this section is measured.**
 # An L4's bf16 peak is listed as 121 TFLOP/s, dense, and this card's as 989. If large products reached the same share of it there as here, the trainer the same share of the floor, and no launch limited it, 1,000 pairs would take:
@@ -746,7 +721,7 @@ for name, run in arms.items():
 # %% [markdown]
 # A slower card hides launches better and has a slower memory, so either may be wrong by a good part; measure yours with `tests/benchmarks/bench_orpo.py`.
 #
-# ## 10. Several GPUs
+# ## 10. Optional: several GPUs
 #
 # Nothing in the trainer is new for that: accelerate starts one process a GPU, each reads its share of every step, and the adapter's gradients are averaged once a step.
 #
@@ -801,9 +776,14 @@ table = table.rename(columns=columns)
 table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "–")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Losses apart: the largest relative difference of a step; moved: how far the losses fell meanwhile. One run each, one seed.
 # DDP gives one GPU's losses to rounding, and so does the run that was killed and resumed.
 # FSDP2 in 16 bit does as well, in less memory a card, and its checkpoint, loaded on one GPU, goes on where it was.
+#
+# </details>
 #
 # **DDP or FSDP?** DDP holds the whole model on every GPU: right for whatever fits on one, and 8B in NF4 does.
 # FSDP2 holds a share of every layer on each GPU and fetches the rest while the layer runs: for 16-bit LoRA on models that do not fit (`--config-path fsdp`, `--sixteen-bit --optim adamw_torch`).
@@ -857,8 +837,8 @@ table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "�
 # ## Recap
 
 # %%
-recap = pd.DataFrame(
-    [
+small = [
+    *[
         (
             "positions not needed, 8 pairs a batch",
             f"{useless['8 pairs']:.0%}",
@@ -887,8 +867,12 @@ recap = pd.DataFrame(
             )
             for arm in ("TRL, bf16", "fast")
         ),
-    ]
-    + [
+    ],
+]
+
+# %%
+at_8b = [
+    *[
         (
             f"8B, s per 1,000 pairs: {arm}",
             f"{interval(row['seconds_per_1000_pairs'])}, {row['peak_gib']:.2f} GiB",
@@ -897,8 +881,8 @@ recap = pd.DataFrame(
             "0",
         )
         for arm, row in llama["arms"].items()
-    ]
-    + [
+    ],
+    *[
         (
             f"8B: fast, times as fast as {arm} (aim {aim})",
             times_as_fast("fast", arm),
@@ -907,8 +891,8 @@ recap = pd.DataFrame(
         )
         for arm, aim in (("stock", 7), ("unsloth", 2.8))
     ],
-    columns=["what", "value", "n", "seed"],
-)
+]
+recap = pd.DataFrame([*small, *at_8b], columns=["what", "value", "n", "seed"])
 print(recap.to_string(index=False))
 print(
     f"Finding: on Llama 3 8B's shape {per_1000['stock']:.0f} s per 1,000 pairs become "
@@ -917,26 +901,181 @@ print(
 )
 
 # %% [markdown]
-# ## Exercises
+# **Now you can** say where a training step's time and memory go, and check that a faster trainer is the same trainer.
+# **Next you need** nothing more: notebook 08 is the recipe on one page, for your own model.
+
+# %% [markdown]
+# ## Appendix A. A claim that did not hold
 #
-# **7.1 · 10 min · ●○○** `padding_share(lengths, batch_size)`: the share of padding if rows are batched as they come.
+# An earlier version of this notebook said *seven times*, from these records of other calls:
 
 # %%
-padding_share = ...
+repeats = recorded.load("speed_8b_repeats")
+print(recorded.caption(repeats))
+for arm, seconds in repeats["seconds_per_1000_pairs"].items():
+    seconds = [*seconds, peers["arms"][arm]["seconds_per_1000_pairs"]["median"]]
+    print(
+        f"{arm}, {len(seconds)} calls of {repeats['steps']} steps behind "
+        f"{repeats['warmup_steps']}: {min(seconds):.0f} to {max(seconds):.0f} s per "
+        f"1,000 pairs; in six laps {per_1000[arm]:.0f}"
+    )
+
+# %% [markdown]
+# What was wrong with those?
+
+# %%
+of_laps = {
+    arm: [1e6 * lap["seconds"] / lap["tokens"] for lap in laps]
+    for arm, laps in llama["rounds"].items()
+}
+of_laps = pd.DataFrame(of_laps).T.rename(columns=lambda number: f"lap {number + 1}")
+print("seconds per million tokens (chosen and rejected)")
+of_laps.round().astype(int)
+
+# %% [markdown]
+# TRL's first laps are its slowest, and so are Unsloth's. (Why was not measured; their batches have another shape every time, so an allocator that learns the sizes is a suspect.)
+# The earlier records timed eight steps behind three: whoever times few steps compares with both at their slowest.
+# A real training is long, so the later laps count.
+
+# %% [markdown]
+# ## Appendix B. Pauses that were not where they seemed
+#
+# *Nothing* was longer in an earlier version. It looked like a pause between two kernels, thousands of times, so a third of the kernels was taken out.
+#
+# **Predict.** What became of the pauses?
+
+# %%
+pauses = recorded.load("speed_8b_pauses")
+print(recorded.caption(pauses), f"({pauses['what']})")
+history = {k: v["profile"] for k, v in pauses["versions_of_the_trainer"].items()}
+history["now: no requests"] = in_fast
+pd.DataFrame(
+    {
+        name: {
+            "kernels of a step": p["kernels"] / p["steps"],
+            "ms of nothing in a step": (p["wall_ms"] - p["busy_ms"]) / p["steps"],
+        }
+        for name, p in history.items()
+    }
+).T.round().astype(int)
+
+
+# %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# Hardly anything. A list of all pauses showed where they were: a few long ones made up most of the time, and all of them lay around the optimizer.
+# bitsandbytes asks for its paged state before each update, and each launch behind such a request waits until it is served. *Running ahead* leaves the requests out now (`course_utils/training/fast/waits.py`).
+#
+# </details>
+
+# %% [markdown]
+# ## Exercises
+#
+# A check says in words what is not right yet. Stuck? `checks.hint("7.3")`, and once more for a stronger hint.
+# The cell below each exercise folds both hints and a tested solution.
+#
+# **7.1 · 10 min · ●○○** What share of a run is padding, if rows are batched as they come?
+
+# %%
+def padding_share(lengths: list[int], batch_size: int) -> float:
+    """Padding as a share of all tokens held; a batch is padded to its longest row."""
+    ...
+
+
 checks.padding_share(padding_share)
 
 # %%
 checks.solution("7.1")
 
+
 # %% [markdown]
-# **7.2 · 20 min · ●●●** Three answers to one prompt? `branch_mask(prefix, branches)`: a mask for one prefix and any number of branches, given their lengths.
+# **7.2 · 20 min · ●●●** Three answers to one prompt? Write a mask for one prefix and any number of branches.
 
 # %%
-branch_mask = ...
+def branch_mask(prefix: int, branches: list[int]) -> torch.Tensor:
+    """(T, T) bool, True where the row's token may see the column's; lengths given."""
+    ...
+
+
 checks.branch_mask(branch_mask)
 
 # %%
 checks.solution("7.2")
+
+
+# %% [markdown]
+# ## Hunts
+#
+# A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
+# The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
+#
+# **Hunt 7.3 · 15 min · ●●○** "I pack four sequences per row. It is twice as fast, and the loss is a little higher than before, from the very first step. More so if the sequences are short."
+
+# %%
+def pack(sequences):
+    """Several sequences of token ids (T_i,) in one row, for `model(**pack(...))`. The
+    loss must be that of the sequences one by one: the mean over all their tokens.
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    ids = torch.cat(sequences)[None]  # (1, T)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    blocks = [torch.ones(length, length).tril() for length in lengths]
+    mask = torch.block_diag(*blocks).bool()[None, None]  # (1, 1, T, T)
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "attention_mask": mask,
+        "labels": ids.clone(),  # the model shifts them by one
+    }
+
+
+checks.hunt_other_loss(pack)
+
+# %%
+sequences = checks.material("7.3")
+for name, value in pack(sequences).items():
+    print(f"{name:15s}{tuple(value.shape)}")
+
+# %%
+checks.solution("7.3")
+
+
+# %% [markdown]
+# **Hunt 7.4 · 15 min · ●●○** "The longer I measure, the faster my trainer gets: 2.4 s per step, then 0.24, then 0.03. And yet a thousand steps take more than three minutes."
+# The card is make-believe and takes no real time, but it works as a GPU does.
+
+# %%
+def seconds_per_step(card, steps=10):
+    """Seconds of a step in a long training. `card.step()` starts one, `card.clock()`
+    is the time, `card.synchronize()` waits until the card has done all it was given.
+    The first steps compile; after ten at most, a card is as fast as it will be.
+    """
+    start = card.clock()
+    for _ in range(steps):
+        card.step()
+    return (card.clock() - start) / steps
+
+
+checks.hunt_too_fast(seconds_per_step)
+
+# %%
+for steps in (10, 100, 1_000):
+    card = checks.material("7.4", compiled=6)
+    print(f"{steps:5,} steps: {seconds_per_step(card, steps):.3f} s per step")
+
+# %%
+checks.solution("7.4")
+
+# %% [markdown]
+# ## Five questions
+#
+# Put a letter for each `...`; the cell then says whether it is right, and why.
+# Or unfold the answers, once you have your own.
+
+# %%
+answers = {1: ..., 2: ..., 3: ..., 4: ..., 5: ...}
+checks.quiz("07", answers)
 
 # %% [markdown]
 # ## References

@@ -91,7 +91,9 @@ def main(arguments=None):
                     "shape": options.shape,
                     "recipe": bench_parts.RECIPE | shape.changes,
                     "fast_config": {
-                        n: arms[n][0] and vars(arms[n][0]) for n in results if n in arms
+                        name: getattr(arms[name][0], "__dict__", arms[name][0])
+                        for name in results
+                        if name in arms
                     },
                     "seed": options.seed,
                     "threads": torch.get_num_threads(),

@@ -26,13 +26,17 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import chat, lab, models
 from course_utils.data import mixing
 from course_utils.models import random_weights
-from course_utils.training import packing
-from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
+from course_utils.training import (
+    FastTrainingConfig,
+    ORPOConfig,
+    ORPOTrainer,
+    PackedORPOTrainer,
+    packing,
+)
 
 GIB = 2**30
 # The article's recipe on every shape, changed where a shape says so.
@@ -161,6 +165,7 @@ def arms(shape):
             None,
             {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
         ),
+        "plain": ("plain", {}),  # ORPOTrainer, ours
         "fast": (fast, {}),
         "lean": (shape.lean, {}),
         "fast, all activations kept": (replace(fast, activation_gib=100), {}),
@@ -381,7 +386,7 @@ class CountingCollator:
 
 
 def make_trainer(prepared, fast_config, changes, max_steps, seed, folder, callbacks=()):
-    """TRL's trainer (fast_config None) or the fast one, with a fresh adapter.
+    """The fast trainer, TRL's (fast_config None) or ours without packing ("plain").
 
     changes: to the recipe. seed: of the adapter and the order of pairs.
     """
@@ -396,9 +401,16 @@ def make_trainer(prepared, fast_config, changes, max_steps, seed, folder, callba
         and {"embed_tokens": token_rows, "lm_head": token_rows},
     )
     set_seed(seed)  # the same adapter for every arm
-    trainer = (ORPOTrainer if fast_config is None else PackedORPOTrainer)(
+    kind, config, extra = ORPOTrainer, ORPOConfig, {}
+    if fast_config is None:
+        from trl.experimental import orpo
+
+        kind, config = orpo.ORPOTrainer, orpo.ORPOConfig
+    elif fast_config != "plain":
+        kind, extra = PackedORPOTrainer, {"fast_config": fast_config}
+    trainer = kind(
         model,
-        ORPOConfig(
+        config(
             output_dir=str(folder),
             seed=seed,
             max_steps=max_steps,
@@ -409,7 +421,7 @@ def make_trainer(prepared, fast_config, changes, max_steps, seed, folder, callba
         processing_class=tokenizer,
         peft_config=adapter,
         callbacks=list(callbacks),
-        **({} if fast_config is None else {"fast_config": fast_config}),
+        **extra,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -482,7 +494,7 @@ def run_arm(
         result["device_gib"] = (total - free) / GIB  # at the end, graphs themselves too
     if profile:
         result["profile"] = kernels.summary
-    if fast_config is not None:
+    if isinstance(trainer, PackedORPOTrainer):
         result["embeddings"] = (
             f"on the CPU, {trainer.embeddings_on_cpu}: {trainer.embeddings_reason}"
         )

@@ -567,7 +567,7 @@ def print_loss_of(options):
     from course_utils.training import options as train_options
 
     profiles.stay_offline()
-    from course_utils.training import run
+    from course_utils.training import preparing
 
     step = int(checkpoint.name.rpartition("-")[2])
     asked = train_options.parse(
@@ -589,7 +589,9 @@ def print_loss_of(options):
             str(checkpoint.with_name("loaded")),
         ]
     )
-    trainer, _, _ = run.prepare(asked, train_options.choose_profile(asked).profile)
+    profile = train_options.choose_profile(asked).profile
+    plan = preparing.plan(asked, profile)
+    trainer, _, _ = preparing.prepare(asked, profile, *plan)
     trainer.model.eval()
     each = trainer.args.gradient_accumulation_steps
     batches = islice(trainer.get_train_dataloader(), step * each, (step + 1) * each)

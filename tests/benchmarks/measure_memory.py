@@ -31,14 +31,18 @@ from datasets import Dataset
 from memory_harness import as_on_a_gpu, peak_bytes
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import models, recorded
 from course_utils.models import memory
 from course_utils.models.memory import step
 from course_utils.setup import places
 from course_utils.setup.printing import print_safely
-from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
+from course_utils.training import (
+    FastTrainingConfig,
+    ORPOConfig,
+    ORPOTrainer,
+    PackedORPOTrainer,
+)
 
 GIB = 2**30
 RECORD = places.PACKAGE / "recorded" / "memory.json"
@@ -102,7 +106,11 @@ def make_trainer(model, tokenizer, settings, folder):
     if settings.padded and settings.batch == 1:
         pairs = [long | {"rejected": " the" * 20}] * count
     rows = list(range(128_006, 128_006 + settings.token_rows))
-    kind, extra = ORPOTrainer, {}
+    kind, config, extra = ORPOTrainer, ORPOConfig, {}
+    if settings.trainer == "stock" and settings.log_prob_kernel:
+        from trl.experimental import orpo
+
+        kind, config = orpo.ORPOTrainer, orpo.ORPOConfig
     if settings.trainer == "fast":
         # The prediction is for layers as they are; a compiler may keep less. Of what
         # graphs replay PyTorch's allocator sees nothing.
@@ -116,7 +124,7 @@ def make_trainer(model, tokenizer, settings, folder):
         kind, extra = PackedORPOTrainer, {"fast_config": fast_config}
     made = kind(
         model=model,
-        args=ORPOConfig(
+        args=config(
             output_dir=str(folder),
             max_steps=2,
             per_device_train_batch_size=settings.batch,

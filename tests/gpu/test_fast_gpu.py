@@ -21,7 +21,7 @@ from fast_harness import (
     tokenizer,
 )
 from tiny_llama import tiny_model
-from trl.experimental.orpo import ORPOTrainer
+from trl_orpo import trl_orpo
 
 from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer, nf4
 from course_utils.training.fast import fused_lora as lora_layers
@@ -117,7 +117,7 @@ def test_nf4_in_bf16_is_as_close_to_fp32_as_trl(tmp_path):
         True,
     ), (ours.attention_reason, ours.compile_reason, ours.graphs_reason)
     exact = make_trainer(
-        ORPOTrainer,
+        trl_orpo().ORPOTrainer,
         tmp_path,
         model=nf4_model(tmp_path, torch.bfloat16, **WIDE).dequantize().float(),
         dtype=torch.float32,

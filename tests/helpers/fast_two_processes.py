@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 from fast_harness import lora, make_trainer, trained
-from trl.experimental.orpo import ORPOTrainer
+from trl_orpo import trl_orpo
 
 from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
 
 
 def main(folder):
     for name, cls, extra in (
-        ("theirs", ORPOTrainer, {}),
+        ("theirs", trl_orpo().ORPOTrainer, {}),
         # so small that the windows take several rows
         ("ours", CountingTrainer, {"fast_config": FastTrainingConfig(token_budget=90)}),
     ):

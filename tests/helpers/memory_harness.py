@@ -14,10 +14,14 @@ from peft import LoraConfig
 from tiny_llama import tiny_model, tiny_tokenizer
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from course_utils import models
-from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
+from course_utils.training import (
+    FastTrainingConfig,
+    ORPOConfig,
+    ORPOTrainer,
+    PackedORPOTrainer,
+)
 
 SHAPE = {
     "num_hidden_layers": 4,

@@ -17,7 +17,12 @@ profiles.stay_offline()  # before the libraries read their variables
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from tiny_llama import TEXTS, tiny_model, tiny_tokenizer  # noqa: E402
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
+
+from course_utils.training import (  # noqa: E402
+    ORPOConfig,
+    ORPOTrainer,
+    resilience,
+)
 
 STEPS, SAVE_STEPS = 6, 2
 WORDS = " ".join(TEXTS).split()
@@ -57,9 +62,12 @@ def make_trainer(folder, rows=None, kind=ORPOTrainer, **changes):
         "disable_tqdm": True,
         "seed": 0,
     }
+    config = ORPOConfig
+    if kind.__module__.startswith("trl."):
+        from trl.experimental.orpo import ORPOConfig as config
     made = kind(
         model=tiny_model(len(tokenizer), hidden_size=32),
-        args=ORPOConfig(**(settings | changes)),
+        args=config(**(settings | changes)),
         train_dataset=Dataset.from_list(rows or pairs()),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]),
@@ -95,4 +103,5 @@ if __name__ == "__main__":
         return inner(*arguments)
 
     trainer.training_step = dying
-    trainer.train()
+    with resilience.watched(trainer):
+        trainer.train()

@@ -12,6 +12,7 @@ import yaml
 
 from course_utils.data import sources
 from course_utils.data.mixing.build import Mix
+from course_utils.setup import folders
 from course_utils.setup.profiles import WORLD
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
@@ -58,11 +59,10 @@ def card(mix: Mix, name: str) -> str:
 
 def write_card(mix: Mix, folder: str | Path, name: str) -> Path:
     """Write `card(mix, name)` to README.md in a folder, completely or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / "README.md.part"
-    draft.write_text(card(mix, name), encoding="utf-8", newline="\n")
-    return draft.replace(folder / "README.md")
+    page = Path(folder) / "README.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    folders.write_text(page, card(mix, name))
+    return page
 
 
 def _is_world(mix):

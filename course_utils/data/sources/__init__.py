@@ -15,11 +15,13 @@ from course_utils.data.sources.data_cards import (
 from course_utils.data.sources.files import read_json_lines
 from course_utils.data.sources.loading import SourceUnavailable, from_hub, load_rows
 from course_utils.data.sources.mapping import PAIR, REASONS, to_pairs
+from course_utils.data.sources.rules import Rule
 
 __all__ = [
     "PAIR",
     "REASONS",
     "Card",
+    "Rule",
     "SourceUnavailable",
     "card_of",
     "cards",

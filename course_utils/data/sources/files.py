@@ -5,6 +5,7 @@ text, an empty cell alone is missing, and a line ends at a line feed only.
 """
 
 import bisect
+import codecs
 import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -145,11 +146,12 @@ def _read_jsonl(path, texts):
 
 def _read_json(path, texts):
     """A list of rows, or JSON Lines under this name."""
+    with path.open("rb") as file:
+        start = file.read(1_000).removeprefix(codecs.BOM_UTF8).lstrip()
+    if not start.startswith(b"["):
+        return _read_jsonl(path, texts)
     try:
-        content = path.read_text(encoding="utf-8-sig")
-        if not content.lstrip(_BLANK).startswith("["):
-            return _read_jsonl(path, texts)
-        rows = json.loads(content)
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as json: {error}") from error
     return rows_to_dataset(rows, path, texts)

@@ -7,6 +7,8 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from course_utils.data.texts import is_unicode
+
 ALLOWED = (
     "names of columns (`with-hyphen` in backticks), numbers, text in quotes, True and "
     "False, comparisons, `and`, `or`, `not`, `in [...]` and `not in [...]`"
@@ -167,7 +169,7 @@ def _literal(node):
         raise _not_allowed(f"{value!r}")
     if isinstance(value, int) and value >= 2**63:
         raise _not_allowed("a number of more than 63 bits")
-    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+    if isinstance(value, str) and not is_unicode(value):
         raise _not_allowed("half of a surrogate pair")
     return -value if sign < 0 else value
 

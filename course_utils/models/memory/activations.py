@@ -142,11 +142,12 @@ def backward_bytes(config, settings):
 def head_bytes(config, settings):
     """(kept until backward, added at the fullest moment) by head and loss.
 
-    Stock: accelerate returns the logits of all 2 B L positions in float32, one copy.
-    The NLL keeps the log-softmax of the chosen half, another 1/2. In backward the
-    gradient takes one more copy with TRL's Triton kernel, and two without, where each
-    row's gradient exists alone and in the stack of all. PEFT trains token rows on a
-    copy of the whole head, which is kept; so is the copy in s of a head in float32.
+    Stock: the logits of all 2 B L positions are there in float32, one copy. TRL with
+    its Triton kernel keeps them, and for the NLL the log-softmax of the chosen half,
+    another 1/2; in backward the gradient takes one more copy. ORPOTrainer keeps the
+    log-softmax of all, while the logits and their gradient take two more. PEFT trains
+    token rows on a copy of the head, which is kept; so is the copy in s of a head in
+    float32.
 
     Fast: a tile of logits in s, in float32, and once more in float32 while exponentials
     are summed; kept is the gradient of each target's log-prob, s H a target.
@@ -158,8 +159,8 @@ def head_bytes(config, settings):
         logits = 4 * tokens * vocabulary
         copy = rows * tokens * hidden * s
         copy += (rows or cast) * vocabulary * hidden * s
-        more = 1 if settings.log_prob_kernel else 2
-        return round(1.5 * logits) + copy, more * logits
+        kept, more = (1.5, 1) if settings.log_prob_kernel else (1, 2)
+        return round(kept * logits) + copy, more * logits
     tile = min(settings.head_tile or tokens, tokens)
     slopes = tokens * hidden * s * (2 if rows else 1)
     head = cast * vocabulary * hidden * s

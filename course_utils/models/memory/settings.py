@@ -35,8 +35,8 @@ class Settings:
     accumulation: micro-batches a step; from the second on, gradients are there.
     length: tokens of the longest row. padded: has a batch rows of several lengths?
     checkpointing: are activations of a layer computed again in backward?
-    trainer: "stock" (TRL's ORPOTrainer) or "fast" (fast.PackedORPOTrainer).
-    log_prob_kernel: stock: does TRL's Triton kernel run (CUDA with Triton)?
+    trainer: "stock" (ORPOTrainer, ours or TRL's) or "fast" (PackedORPOTrainer).
+    log_prob_kernel: stock: is it TRL's with its Triton kernel (CUDA)? False: ours.
     token_budget, head_tile, attention, embeddings_on_cpu: fast: as in
         fast.FastTrainingConfig, not "auto".
     """
@@ -153,7 +153,8 @@ class Settings:
             "accumulation": args.gradient_accumulation_steps,
             "length": trainer.max_length,
             "checkpointing": args.gradient_checkpointing,
-            "log_prob_kernel": args.device.type == "cuda",
+            "log_prob_kernel": args.device.type == "cuda"
+            and type(trainer).__module__.startswith("trl."),
         }
         fast_config = getattr(trainer, "fast_config", None)
         if fast_config is not None:

@@ -1,6 +1,6 @@
-"""The fast trainer: TRL's ORPO, packed, with the same results.
+"""The fast trainer: ORPO, packed, with the same results as ORPOTrainer's.
 
-Knows: nothing itself; `trainer` is the way in, `fast_config` what can be switched.
+`trainer` is the way in, `config` says what can be switched.
 """
 
 from course_utils.training.fast.config import FastTrainingConfig

@@ -4,7 +4,9 @@ Knows: names, defaults, what needs which hardware. Does not know: how a switch w
 """
 
 import importlib.util
-from dataclasses import dataclass
+import math
+import typing
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -60,6 +62,8 @@ class FastTrainingConfig:
     run_ahead: bool = True
 
     def __post_init__(self):
+        for field in fields(self):
+            _require_type(field, getattr(self, field.name))
         for name in ("token_budget", "head_tile"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -71,11 +75,31 @@ class FastTrainingConfig:
             )
         if self.activation_gib in (None, "auto"):
             return
-        if self.activation_gib < 0:
+        if not 0 <= self.activation_gib < math.inf:
             raise ValueError(
                 f"activation_gib must be >= 0, got {self.activation_gib}: it is the "
                 "memory for activations, 0 lets every layer compute them again."
             )
+
+
+def _require_type(field, value):
+    """Raise ValueError unless a value is of the types that a field's annotation names.
+
+    Of strings only "auto" counts, but for attention and the names of compilers.
+    """
+    allowed = typing.get_args(field.type) or (field.type,)
+    if float in allowed:
+        allowed = (*allowed, int)
+    named = field.name in ("attention", "compile_layers")
+    # A bool is an int to Python, and not to a reader.
+    fits = type(value) in allowed and (
+        not isinstance(value, str) or value == "auto" or named
+    )
+    if not fits:
+        words = {bool: "true or false", int: "a whole number", float: "a number"}
+        words |= {str: "a name" if named else "'auto'", type(None): "null"}
+        wanted = " or ".join(dict.fromkeys(words[kind] for kind in allowed))
+        raise ValueError(f"{field.name} must be {wanted}, got {value!r}.")
 
 
 def choose_attention(wanted, device, dtype):

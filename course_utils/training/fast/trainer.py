@@ -1,7 +1,4 @@
-"""PackedORPOTrainer: TRL's ORPOTrainer, with the same results in less time.
-
-Knows: the Trainer's loop and TRL's loss and metrics. Does not know: how rows, masks,
-head and layers work (`packing` and the other modules of this package).
+"""PackedORPOTrainer: ORPOTrainer, with the same results in less time.
 
 How the pairs of an optimizer step get into common rows: the Trainer fetches all
 micro-batches of a step at once, in `get_batch_samples`, and then calls
@@ -13,8 +10,9 @@ Trainer's own.
 
 The loss is a sum over pairs: a pair's NLL is weighted by 1 / (tokens in the NLL of its
 micro-batch), its preference term by 1 / (pairs in its micro-batch), and the Trainer
-divides by the number of micro-batches, as it does for TRL. So rows may mix pairs of
-different micro-batches, and each row can go through forward and backward alone.
+divides by the number of micro-batches, as it does for ORPOTrainer. So rows may mix
+pairs of different micro-batches, and each row can go through forward and backward
+alone.
 """
 
 import contextlib
@@ -22,8 +20,9 @@ import functools
 from dataclasses import replace
 
 import torch
-from trl.experimental.orpo import ORPOTrainer
+import torch.nn.functional as F
 
+from course_utils import orpo
 from course_utils.models import memory
 from course_utils.training import packing
 from course_utils.training.fast import attention, cpu_embedding, graphs, head, waits
@@ -37,7 +36,8 @@ from course_utils.training.fast.config import (
     compile_backend,
 )
 from course_utils.training.fast.layers import DecoderLayers
-from course_utils.training.fast.validation import require_answers, require_packable
+from course_utils.training.fast.validation import require_packable
+from course_utils.training.orpo_trainer import ORPOTrainer
 
 DEFERRED = (
     "deferred"  # value of "step_groups" in a micro-batch that a later one takes along
@@ -45,26 +45,21 @@ DEFERRED = (
 
 
 class PackedORPOTrainer(ORPOTrainer):
-    """Drop-in for `trl.experimental.orpo.ORPOTrainer`: change the class name only.
+    """Drop-in for ORPOTrainer: change the class name only.
 
-    Takes TRL's arguments, and `fast_config`, a fast.FastTrainingConfig, to switch
-    parts off. Loss, gradients and logged metrics equal TRL's to rounding, with one
-    exception: `logits/chosen` and `logits/rejected` average real tokens only, where
-    TRL's average includes what the model says about padding.
+    Takes its arguments and `fast_config`, a fast.FastTrainingConfig, to switch parts
+    off. Loss, gradients and logged metrics equal ORPOTrainer's to rounding.
 
-    Raises: ValueError at construction if a row leaves no room for an answer (names the
-        rows), or if the model is of a kind that cannot be packed (says why).
+    Raises: ValueError at construction, as ORPOTrainer, and if the model is of a kind
+        that cannot be packed (says why).
     """
 
-    def __init__(self, *args, fast_config=None, **kwargs):
+    def __init__(
+        self, *args, fast_config: FastTrainingConfig | None = None, **kwargs
+    ) -> None:
         self.fast_config = fast_config or FastTrainingConfig()
         super().__init__(*args, **kwargs)
         require_packable(self.model, self)
-        for name, dataset in (
-            ("train_dataset", self.train_dataset),
-            ("eval_dataset", self.eval_dataset),
-        ):
-            require_answers(dataset, name)
         self.data_collator = _WithPairs(self.data_collator)
         device = self.args.device
         self.attention, self.attention_reason = choose_attention(
@@ -104,7 +99,7 @@ class PackedORPOTrainer(ORPOTrainer):
 
     def _computing_dtype(self):
         """The dtype of attention's queries."""
-        if self.args.bf16 or self._peft_has_been_casted_to_bf16:
+        if self.args.bf16:
             return torch.bfloat16
         return torch.float16 if self.args.fp16 else self.model.dtype
 
@@ -205,8 +200,8 @@ class PackedORPOTrainer(ORPOTrainer):
         if self._is_replicated:
             self._average_gradients()
         scores = scores[: len(rows)]
-        for metrics in self._metrics(groups, rows, scores, prefix=""):
-            self.store_metrics(metrics, train_eval="train")
+        for metrics in self._metrics(groups, rows, scores):
+            self.store_metrics(metrics)
         return loss
 
     def _average_gradients(self):
@@ -282,19 +277,15 @@ class PackedORPOTrainer(ORPOTrainer):
         self._scores.append(scores)
         return loss.to(self.args.device)
 
-    def get_batch_loss_metrics(self, model, batch, train_eval="train"):
+    def get_batch_loss_metrics(self, model, batch):
         groups = [_pairs(batch)]
         rows = self._pack(groups)
-        losses, scores = zip(*(self._row_loss(model, row) for row in rows), strict=True)
-        prefix = "eval_" if train_eval == "eval" else ""
-        (metrics,) = self._metrics(groups, rows, scores, prefix)
+        with self._autocast():
+            losses, scores = zip(
+                *(self._row_loss(model, row) for row in rows), strict=True
+            )
+        (metrics,) = self._metrics(groups, rows, scores)
         return sum(losses), metrics
-
-    def _autocast(self):
-        # As in ORPOTrainer.compute_loss.
-        if self._peft_has_been_casted_to_bf16:
-            return torch.autocast(self.accelerator.device.type)
-        return contextlib.nullcontext()
 
     def _pack(self, groups, slots=None):
         """packing.pack_step, in shapes that suit attention and graphs.
@@ -312,6 +303,7 @@ class PackedORPOTrainer(ORPOTrainer):
             share_prefix=self.fast_config.shared_prefix,
             multiple=multiple,
             slots=slots,
+            nll_scope=self.args.nll_scope,
         )
         if self._table is None:
             return rows
@@ -342,18 +334,21 @@ class PackedORPOTrainer(ORPOTrainer):
     def _row_loss(self, model, row):
         """(loss, scores) of a row's pairs; losses of a step's rows add up.
 
-        scores: detached (P, 5), padding included: a pair's sum of the chosen NLL, mean
-            log-probs of the chosen and the rejected answer, sums of mean logits of
-            either sequence.
+        scores: detached (P, 5), padding included: a pair's sum of the chosen NLL over
+            prompt and answer, mean log-probs of the chosen and the rejected answer,
+            sums of mean logits of either sequence.
         """
         row = row.on(self.args.device)
         logps, mean_logits = self._token_logps(model, row)
         nll = -packing.sums(logps, row.in_chosen)
         chosen = packing.means(logps, row.chosen_answer)
         rejected = packing.means(logps, row.rejected_answer)
-        losses = self.odds_ratio_loss(chosen, rejected)[0]
-        loss = (row.nll_weight.to(nll.dtype) * nll).sum() - (
-            row.pair_weight.to(losses.dtype) * losses
+        scored = nll
+        if self.args.nll_scope == "answer":
+            scored = -packing.sums(logps, row.chosen_answer)
+        ratio = F.logsigmoid(orpo.log_odds_ratio(chosen, rejected))
+        loss = (row.nll_weight.to(nll.dtype) * scored).sum() - self.beta * (
+            row.pair_weight.to(ratio.dtype) * ratio
         ).sum()
         logits = (
             packing.sums(mean_logits, m) for m in (row.in_chosen, row.in_rejected)
@@ -405,62 +400,44 @@ class PackedORPOTrainer(ORPOTrainer):
             raise ValueError(
                 f"{type(self.model).__name__} changes its head's logits (by a scale or "
                 "a soft cap), so they cannot be scored inside the head. Train this "
-                "model with TRL's ORPOTrainer."
+                "model with ORPOTrainer."
             )
         self._head_verified = True
 
     # ---- metrics ----
 
-    def _metrics(self, groups, rows, scores, prefix):
-        """One dict of metrics for each group, with TRL's names and TRL's averages."""
-        with torch.no_grad():
-            # Of each row the real pairs; behind them there may be padding.
-            counts = [len(row.lengths) for row in rows]
-            order = torch.cat(
-                [row.step_index[:n] for row, n in zip(rows, counts, strict=True)]
-            ).argsort()
-            table = torch.cat([s[:n] for s, n in zip(scores, counts, strict=True)])
-            # An index on the CPU would be copied, and waited for.
-            table = table[packing.without_waiting(order, table.device)]
-            out, start = [], 0
-            for group in groups:
-                part = table[start : start + len(group)]
-                out.append(self._group_metrics(group, part, prefix))
-                start += len(group)
-        return out
+    @torch.no_grad()
+    def _metrics(self, groups, rows, scores):
+        """One dict of metrics for each group."""
+        # Of each row the real pairs; behind them there may be padding.
+        counts = [len(row.lengths) for row in rows]
+        order = torch.cat(
+            [row.step_index[:n] for row, n in zip(rows, counts, strict=True)]
+        ).argsort()
+        table = torch.cat([s[:n] for s, n in zip(scores, counts, strict=True)])
+        # An index on the CPU would be copied, and waited for.
+        table = table[packing.without_waiting(order, table.device)]
+        return [
+            self._group_metrics(group, part)
+            for group, part in zip(
+                groups, table.split([*map(len, groups)]), strict=True
+            )
+        ]
 
-    def _group_metrics(self, group, table, prefix):
-        nll, chosen, rejected, chosen_logits, rejected_logits = table.unbind(1)
-        _, chosen_rewards, rejected_rewards, log_odds_ratio, log_odds = (
-            self.odds_ratio_loss(chosen, rejected)
+    def _group_metrics(self, group, table):
+        nll, chosen, rejected, *logits = table.unbind(1)
+        answers = torch.tensor([pair.chosen_scored[1:].sum() for pair in group])
+        _, metrics = self.loss_and_metrics(
+            nll,
+            chosen,
+            rejected,
+            logits,
+            tokens=[sum(len(ids) - 1 for ids in side) for side in _sides(group)],
+            answer_tokens=packing.without_waiting(answers, table.device),
         )
-        tokens = [sum(len(ids) - 1 for ids in side) for side in _sides(group)]
-        by_pair = {
-            "rewards/chosen": chosen_rewards,
-            "rewards/rejected": rejected_rewards,
-            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
-            "rewards/margins": chosen_rewards - rejected_rewards,
-            "logps/rejected": rejected,
-            "logps/chosen": chosen,
-        }
-        by_group = {
-            "logits/rejected": rejected_logits.sum() / tokens[1],
-            "logits/chosen": chosen_logits.sum() / tokens[0],
-            "nll_loss": nll.sum() / tokens[0],
-            "log_odds_ratio": log_odds_ratio,
-            "log_odds_chosen": log_odds,
-        }
-        # Two collective calls instead of TRL's eleven.
-        gathered = {}
-        for values, columns in (
-            (by_pair, torch.stack(list(by_pair.values()), dim=1)),
-            (by_group, torch.stack(list(by_group.values()))[None]),
-        ):
-            means = self.accelerator.gather_for_metrics(columns).mean(0)
-            gathered |= dict(zip(values, means.unbind(), strict=True))
         if not self.fast_config.deferred_metrics:
-            gathered = {name: value.item() for name, value in gathered.items()}
-        return {prefix + name: value for name, value in gathered.items()}
+            metrics = {name: value.item() for name, value in metrics.items()}
+        return metrics
 
 
 class _WithPairs:

@@ -1,16 +1,17 @@
-"""A look at losses and gradients before the optimizer acts on them.
-
-Knows: a Trainer's callbacks, TRL's batches. Does not know: why a loss is not finite,
-but for the one cause that it can see.
-"""
+"""A look at weights, losses and gradients before the optimizer acts on them."""
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+
+from course_utils.training.resilience.finite import (
+    first_not_finite,
+    own_part,
+    weights,
+)
 
 
 class NotFinite(RuntimeError):
-    """A loss or gradient was NaN or infinite; no weight was touched.
+    """A weight, loss or gradient was NaN or infinite, and no harm was done yet.
 
     step: the optimizer step that was not made. rows: of the train dataset.
     """
@@ -21,7 +22,7 @@ class NotFinite(RuntimeError):
 
 
 class Guard(TrainerCallback):
-    """Looks at losses and gradients once a step, before the optimizer does."""
+    """Looks at all weights once, at losses and gradients before each optimizer step."""
 
     def __init__(self, trainer):
         self._trainer = trainer
@@ -35,10 +36,21 @@ class Guard(TrainerCallback):
         self._batches.append(batch)
         self._losses.append(loss.detach())
 
+    def on_train_begin(self, args, state, control, model=None, **_):
+        for trained, whose in ((False, "base model"), (True, "adapter")):
+            broken = first_not_finite(weights(model, trained=trained))
+            if broken:
+                raise NotFinite(
+                    f"The {whose} came in broken: before the first step {broken} holds "
+                    f"NaN or infinite values. Take another copy of the {whose}.",
+                    state.global_step + 1,
+                    [],
+                )
+
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         # GradScaler meets infinite gradients in float16 by itself and skips the step.
         gradients = [
-            _own_part(p.grad)
+            own_part(p.grad)
             for p in model.parameters()
             if p.grad is not None and not args.fp16
         ]
@@ -62,24 +74,67 @@ class Guard(TrainerCallback):
         rows, empty = _rows_of(self._trainer, batches or self._batches)
         self.forget()
         model.zero_grad()
+        cause = (
+            _weights_cause(self._trainer, step)
+            or _empty_cause(empty)
+            or _sure_cause(self._trainer, rows)
+            or "Look at these rows; or lower the learning rate, "
+            f"{self._trainer.args.learning_rate:g}."
+        )
         raise NotFinite(
             f"Step {step}: the {what} is not finite, and the step was not made: the "
             f"weights are those of step {step - 1}. Rows of the train dataset in it: "
-            f"{', '.join(map(str, rows))}."
-            + (
-                f" Row {', '.join(map(str, empty))} has no token left to score: its "
-                "prompt fills max_length. Drop it (chat.check_pairs)."
-                if empty
-                else " Look at these rows; or lower the learning rate."
-            ),
+            f"{', '.join(map(str, rows))}. {cause}",
             step,
             rows,
         )
 
 
-def _own_part(gradient):
-    """A gradient, or under FSDP this process's part of it."""
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+def _weights_cause(trainer, step):
+    broken = first_not_finite(weights(trainer.model, trained=True))
+    if not broken:
+        return ""
+    return (
+        f"The weights themselves are not finite since step {step - 1}, {broken} among "
+        f"them: the learning rate, {trainer.args.learning_rate:g}, is too high. Go on "
+        "from an earlier checkpoint with a lower one."
+    )
+
+
+def _empty_cause(empty):
+    if not empty:
+        return ""
+    return (
+        f"Row {', '.join(map(str, empty))} has no token left to score: its prompt "
+        "fills max_length. Drop it (chat.check_pairs)."
+    )
+
+
+def _sure_cause(trainer, rows):
+    """Which of these rows has an answer that the model gives probability 1.
+
+    The model reads each row again, so not where that would wait for other processes.
+    """
+    if trainer.accelerator.num_processes > 1:
+        return ""
+    sure = []
+    for number in rows:
+        batch = trainer.data_collator([trainer.train_dataset[number]])
+        batch = trainer._prepare_inputs(batch)
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            _, metrics = trainer.get_batch_loss_metrics(trainer.model, batch, "eval")
+        for side in ("chosen", "rejected"):
+            logp = torch.as_tensor(metrics[f"eval_logps/{side}"]).float()
+            # Where this is infinite, so are the log-odds.
+            if torch.log1p(-torch.exp(logp)).isneginf():
+                sure.append(f"row {number} ({side})")
+    if not sure:
+        return ""
+    return (
+        f"The model is sure of an answer, with log-prob 0, in {', '.join(sure)}: "
+        "log-odds are not defined there. Drop rows that are so easy, train fewer "
+        "steps, or lower the learning rate."
+    )
 
 
 def _rows_of(trainer, batches):

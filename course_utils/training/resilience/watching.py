@@ -1,19 +1,16 @@
-"""Around `trainer.train()`: failures in words, and before they do harm.
-
-Knows: which of a Trainer's methods to watch. Does not know: checkpoints' files
-(`checkpoints`), what a loss looks like (`guard`), what memory is needed for (`memory`).
-"""
+"""Around `trainer.train()`: failures in words, and before they do harm."""
 
 import contextlib
 import gc
 import re
 import traceback
+from collections.abc import Iterator
 
 import torch
 
 from course_utils.models import memory
-from course_utils.training.resilience.checkpoints import whole_or_nothing
 from course_utils.training.resilience.guard import Guard
+from course_utils.training.resilience.saving import replaced, save_checkpoint
 
 GIB = 2**30
 
@@ -27,13 +24,16 @@ class OutOfMemory(RuntimeError):
 
 
 @contextlib.contextmanager
-def watched(trainer):
+def watched(trainer, settings: dict | None = None) -> Iterator:
     """Let `trainer.train()` in this block fail in words, and before it does harm.
 
     trainer: an ORPOTrainer or PackedORPOTrainer with a LoRA adapter.
+    settings: what makes the run what it is; each checkpoint's record keeps it.
     Raises: OutOfMemory with settings to change and the predicted saving of each;
-        NotFinite before the optimizer step that would write NaN into the adapter, with
-        the rows; DiskFull if a checkpoint does not fit, without a half-written one.
+        NotFinite before the first step if a weight came in broken, before the optimizer
+        step that would write NaN into the adapter, with the rows, and before a
+        checkpoint would hold NaN; DiskFull if a checkpoint does not fit, without a
+        half-written one.
     """
     guard = Guard(trainer)
     step, save = trainer.training_step, trainer._save_checkpoint
@@ -43,16 +43,15 @@ def watched(trainer):
         guard.saw(inputs, loss)
         return loss
 
-    def save_checkpoint(*arguments, **named):
-        with whole_or_nothing(trainer):
-            return save(*arguments, **named)
+    def save_whole(*arguments, **named):
+        save_checkpoint(trainer, lambda: save(*arguments, **named), settings)
 
     trainer.add_callback(guard)
     try:
         with (
-            _replaced(trainer, "training_step", training_step),
+            replaced(trainer, "training_step", training_step),
             # Callbacks hear of a checkpoint when it is written, not when that fails.
-            _replaced(trainer, "_save_checkpoint", save_checkpoint),
+            replaced(trainer, "_save_checkpoint", save_whole),
         ):
             yield trainer
     except torch.OutOfMemoryError as error:
@@ -62,19 +61,6 @@ def watched(trainer):
         raise _explained(error, trainer) from error
     finally:
         trainer.remove_callback(guard)
-
-
-@contextlib.contextmanager
-def _replaced(trainer, name, method):
-    before = vars(trainer).get(name)
-    setattr(trainer, name, method)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(trainer, name)
-        else:
-            setattr(trainer, name, before)
 
 
 def _explained(error, trainer):

@@ -1,0 +1,176 @@
+"""The hunt of notebook 06: a folder with the right weights and other answers."""
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from course_utils import chat
+from course_utils.exercises.feedback import STILL, Wrong, called, expect
+from course_utils.exercises.hunts import recipes, repairs
+from course_utils.exercises.mechanism import exercise
+from course_utils.setup import places
+
+_BASE = places.PACKAGE / "lab" / "base_model"
+_QUESTIONS = ("Where do I live?", "What is 47 + 38?")
+_ANSWER = " river"
+
+
+def trained(folder: str = "outputs/06/hunt") -> tuple[LlamaForCausalLM, object, Path]:
+    """(model, tokenizer, base_folder), as hunt 6.5 publishes them.
+
+    folder: gets base_folder, with the base's own tokenizer, which knows ChatML.
+
+    The model has no layers: each token decides alone what comes next. Behind Llama 3's
+    header of an answer it writes an answer, then <|eot_id|>, and if nobody stops it
+    there, the next user's header.
+    """
+    from course_utils import lab
+
+    base_folder = Path(folder) / "base"
+    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+    lab.use_chatml(tokenizer)
+    tokenizer.save_pretrained(base_folder)
+    chat.use_llama3_chat(tokenizer)
+    torch.manual_seed(0)
+    size = len(tokenizer)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size,
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=0,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            tie_word_embeddings=False,
+        )
+    )
+    # The base's own end, as every `save_pretrained` after a merge still has it.
+    model.generation_config = GenerationConfig.from_pretrained(_BASE)
+    model.generation_config.use_cache = False
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True
+    )
+    header = tokenizer(text, add_special_tokens=False)["input_ids"]
+    user = tokenizer.convert_tokens_to_ids("<|start_header_id|>")
+    answer = tokenizer(_ANSWER, add_special_tokens=False)["input_ids"]
+    chain = [header[-1], *answer, tokenizer.eos_token_id, user]
+    with torch.no_grad():
+        rows = torch.nn.functional.normalize(torch.randn(size, 64), dim=1)
+        model.model.embed_tokens.weight.copy_(rows)
+        model.lm_head.weight.zero_()
+        for before, after in itertools.pairwise(chain):
+            model.lm_head.weight[after] += rows[before]
+    return model.eval(), tokenizer, base_folder
+
+
+def stranger_asks(folder: Path) -> list[tuple[list[int], list[int]]]:
+    """(ids read, ids written) per question, by nothing but the folder's own files."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    found = []
+    for question in _QUESTIONS:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )["input_ids"]
+        written = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+        )
+        found.append((ids[0].tolist(), written[0, ids.shape[1] :].tolist()))
+    return found
+
+
+def _only_tokenizer(model, tokenizer, base_folder, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _only_end(model, tokenizer, base_folder, folder):
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    recipes.publish(model, tokenizer, base_folder, folder)
+
+
+def _end_in_model_config(model, tokenizer, base_folder, folder):
+    model.config.eos_token_id = tokenizer.eos_token_id
+    _only_tokenizer(model, tokenizer, base_folder, folder)
+
+
+def _only_weights(model, tokenizer, base_folder, folder):
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+
+
+def _changed_weights(model, tokenizer, base_folder, folder):
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    repairs.publish(model, tokenizer, base_folder, folder)
+
+
+@exercise(
+    "6.5",
+    repairs.publish,
+    recipe=recipes.publish,
+    material=trained,
+    minutes=20,
+    difficulty=2,
+    trains="publishing a folder for strangers",
+    hints=(
+        "Be the stranger: load the folder with AutoTokenizer and AutoModelForCausalLM, "
+        "and compare the prompt's ids, and where writing stops, with the notebook's.",
+        "Two files differ from the training: the tokenizer's chat template and end "
+        "token (use `tokenizer`), and generation_config.json's eos_token_id (set "
+        "model.generation_config.eos_token_id before save_pretrained).",
+    ),
+    mistakes={
+        "symptom is still there": lambda m, t, b, f: recipes.publish(m, t, b, f),
+        "nothing ends the answer": _only_tokenizer,
+        "which file says": _end_in_model_config,
+        "in another format": _only_end,
+        "cannot be loaded": _only_weights,
+        "other answers": _changed_weights,
+    },
+)
+def hunt_rambles_elsewhere(attempt: Callable) -> None:
+    """A folder from which a stranger gets the answers that were evaluated."""
+    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+    chat.use_llama3_chat(tokenizer)
+    before = _folder_made_by(recipes.publish)
+    got = _folder_made_by(attempt)
+    expected = _folder_made_by(repairs.publish)
+    shown, goal = (tokenizer.decode(each[0][1]) for each in (got, expected))
+    why = f"{STILL}: a stranger's copy rambles"
+    expect(got != before, why, shown, goal)
+    for (read, written), (right_read, right_written) in zip(got, expected, strict=True):
+        shown, goal = tokenizer.decode(read), tokenizer.decode(right_read)
+        why = "a stranger's prompt is written in another format than the training's"
+        expect(read == right_read, why, shown, goal)
+        shown, goal = tokenizer.decode(written), tokenizer.decode(right_written)
+        same = written[: len(right_written)] == right_written
+        expect(same, "a stranger gets other answers", shown, goal)
+        why = "nothing ends the answer where the turn ends: which file says where?"
+        expect(written == right_written, why, shown, goal)
+
+
+def _folder_made_by(publish):
+    """What a stranger reads and gets from the folder that `publish` writes."""
+    with tempfile.TemporaryDirectory() as outside:
+        folder = Path(outside) / "published"
+        called(publish, *trained(outside), folder)
+        try:
+            return stranger_asks(folder)
+        except (OSError, ValueError) as error:
+            why = "the folder cannot be loaded: something is missing in it"
+            listed = sorted(path.name for path in folder.glob("*"))
+            raise Wrong(why, listed, f"all files ({error})") from None
