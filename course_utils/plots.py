@@ -64,8 +64,8 @@ def road_to_orpo(ax):
 def preference_curves(ax, histories, title):
     """Mean log-probs of chosen and rejected answers over steps.
 
-    histories: list of `PreferenceCurve.history`, one a seed; several are drawn as their
-    mean with a band from the lowest to the highest seed.
+    histories: list of `PreferenceCurve.history`, one per seed; several are drawn as
+    their mean with a band from the lowest to the highest seed.
     """
     steps = [point["step"] for point in histories[0]]
     for side in ("chosen", "rejected"):

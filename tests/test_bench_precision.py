@@ -21,8 +21,8 @@ def test_all_adapters_are_worth_the_same_in_float32(tmp_path, capsys):
         assert len(losses) == 2
         assert record["judged"][name] == pytest.approx(reference, abs=5e-5)
         assert record["own"][name] == pytest.approx(reference, abs=2e-3)
-    late, _, mended = record["arrived"].values()
-    for matrix, row in mended.items():
+    late, _, fixed = record["arrived"].values()
+    for matrix, row in fixed.items():
         assert len(row["arrived"]) == 5
         # On so few numbers chance is large, and the same for both.
         share = sum(row["arrived"]) - sum(late[matrix]["arrived"])

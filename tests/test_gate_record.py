@@ -7,7 +7,7 @@ import pytest
 from course_utils.publishing import gate
 
 PASSED = {"name": "KL", "passed": True, "measured": 1e-6, "limit": 1e-4, "failure": ""}
-REFUSED = PASSED | {"passed": False, "failure": "KL is 1e-3 nats a token"}
+REFUSED = PASSED | {"passed": False, "failure": "KL is 1e-3 nats per token"}
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_it_says_nothing_about_the_card(folder):
 
 def test_a_refusal_is_passed_on_in_words(folder):
     write(folder, PASSED, REFUSED)
-    with pytest.raises(ValueError, match="refused .*: KL is 1e-3 nats a token"):
+    with pytest.raises(ValueError, match="refused .*: KL is 1e-3 nats per token"):
         gate.require_passed(folder)
 
 

@@ -75,7 +75,7 @@ def test_each_fault_in_the_clients_own_words_and_then_none(hub, parquet):
     for got, (fault, _, error, said) in zip(load(hub, *asked), cases, strict=True):
         assert got[0] == error and said in got[1], (fault, got)
     assert len(hub.seen(kind="blob", repo=names[-1])) == 2
-    hub.mend()
+    hub.fix()
     assert [rows for rows, _ in load(hub, *asked)] == [500] * len(cases)
 
 

@@ -348,7 +348,7 @@ def trained(model):
 def test_trained_token_rows_are_brought_back_to_float32(checkpoint, tmp_path):
     model = qlora_trainer(checkpoint, tmp_path).model
     rows = {n for n, p in trained(model).items() if p.dtype == torch.bfloat16}
-    # Should TRL mend this one day, the function and its mention in 03 can go.
+    # Should TRL fix this one day, the function and its mention in 03 can go.
     assert rows == {n for n in trained(model) if "trainable_tokens" in n} != set()
     values = {n: p.detach().clone() for n, p in trained(model).items()}
     assert set(models.keep_trained_in_fp32(model)) == rows
@@ -362,16 +362,16 @@ def test_trained_token_rows_are_brought_back_to_float32(checkpoint, tmp_path):
 
 def test_small_steps_reach_rows_in_float32_only(checkpoint, tmp_path):
     shares = {}
-    for mend in (False, True):
+    for fix in (False, True):
         trainer = qlora_trainer(checkpoint, tmp_path, learning_rate=1e-6)
         # As large as a head row that pretraining pushed down.
         rows = next(p for n, p in trained(trainer.model).items() if "lm_head" in n)
         rows.data.fill_(0.18)
-        if mend:
+        if fix:
             models.keep_trained_in_fp32(trainer.model)
         start = rows.detach().clone()
         trainer.train()
-        shares[mend] = (rows != start).float().mean().item()
+        shares[fix] = (rows != start).float().mean().item()
     assert shares[False] == 0 and shares[True] > 0.9
 
 

@@ -56,7 +56,7 @@ def test_gated_granted_and_missing_from_one_client(checkpoint, expected):
         assert GATED in done["printed"] and "gated" in done["printed"]
         assert f"Using {COPY}" in done["printed"]
 
-        hub.mend()  # access was granted
+        hub.fix()  # access was granted
         done = ask(LOAD)
         assert done["result"] == pytest.approx(expected) and done["printed"] == ""
 

@@ -137,7 +137,7 @@ def test_a_rehearsal_caps_pairs_items_and_steps():
         20,
         6,
     )
-    assert (l4.steps(124), l4.steps(1)) == (2, 1)  # 8 pairs a step
+    assert (l4.steps(124), l4.steps(1)) == (2, 1)  # 8 pairs per step
 
 
 def test_without_it_nothing_is_capped():

@@ -53,7 +53,7 @@ def running():
 
 @pytest.fixture
 def hub(running):
-    running[0].mend()
+    running[0].fix()
     running[0].requests.clear()
     return running[0]
 
@@ -253,7 +253,7 @@ def test_the_agreement_comes_from_the_base_s_repository(hub, learner, tmp_path):
     answer = learner(write)
     assert answer["error"] == "PermissionError"
     assert "accept its licence on its page" in answer["said"]
-    hub.mend()
+    hub.fix()
     assert "error" not in learner(write)
     assert (folder / "LICENSE").read_text(encoding="utf-8") == AGREEMENT
     assert "error" not in learner.publish(folder)

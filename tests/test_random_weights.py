@@ -1,4 +1,4 @@
-"""The shape twin has Llama 3 8B's shape and ids, and says that it is random."""
+"""The random weights have Llama 3 8B's shape and ids, and say that they are random."""
 
 import json
 import shutil

@@ -91,13 +91,13 @@ def test_every_way_to_fail_says_what_to_do_and_leaves_the_cache_usable(rows, tmp
         for name, (fault, options) in FAULTS.items():
             hub.fail(f"owner/{name}", fault, **options)
         first = load(hub, names)
-        assert first.pop("hiccup") == 40  # one cut is mended by the client itself
+        assert first.pop("hiccup") == 40  # one cut is fixed by the client itself
         assert set(first) == set(TOLD)
         for name, words in TOLD.items():
             for word in words:
                 assert word in str(first[name]), (name, first[name])
 
-        hub.mend()
+        hub.fix()
         again = [name for name in FAULTS if name != "hiccup"]
         assert load(hub, again) == dict.fromkeys(again, 40)
 

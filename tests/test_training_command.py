@@ -583,7 +583,7 @@ def test_a_launch_that_cannot_share_ends_in_one_sentence(
     parsed = options.parse([*asked, "--output", str(tmp_path)])
     assert command._train(parsed, "0") == 1
     said = capsys.readouterr().err
-    assert said.startswith("8 pairs a step cannot be shared by 3")
+    assert said.startswith("8 pairs per step cannot be shared by 3")
     assert said.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 

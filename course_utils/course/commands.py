@@ -278,7 +278,7 @@ def profile():
 
 
 def run_key(notebook, package, profile):
-    """A hash of all that a run's result hangs on; equal keys need no second run.
+    """A hash of all that a run's result depends on; equal keys need no second run.
 
     That is the notebook's code, every file of the package and the data cards, the
     libraries' versions, and the course's settings in the environment.

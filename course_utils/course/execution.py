@@ -1,8 +1,4 @@
-"""Running a notebook, top to bottom, in one clean kernel.
-
-Knows: kernels, time and memory.
-Does not know: where notebooks come from, where they are kept, or what they teach.
-"""
+"""Running a notebook, top to bottom, in one clean kernel."""
 
 import os
 import threading

@@ -1,8 +1,4 @@
-"""What must hold of every committed notebook, so that a reader can trust it.
-
-Knows: the house's rules for cells and outputs.
-Does not know: how to mend anything; the author does, and runs `make notebooks`.
-"""
+"""What must hold of every committed notebook, so that a reader can trust it."""
 
 import base64
 import json

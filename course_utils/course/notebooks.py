@@ -1,10 +1,5 @@
 """Notebook files: from text to notebook, and back.
 
-Knows: jupytext's py:percent form, the course's placeholders, cell ids, hashes and the
-metadata that a notebook keeps about its own run.
-Does not know: how a notebook is run (`execution`), what a reader may trust in it
-(`hygiene`), or what it teaches.
-
 People edit `notebooks/src/NN_name.py`; readers open `notebooks/NN_name.ipynb`. The
 first makes the second, never the other way round: going back exists for the test that
 compares the two.

@@ -236,7 +236,7 @@ _LLAMA3 = SimpleNamespace(
     mistakes={
         "has no bf16": lambda s: replace(s, batch=1, accumulation=8),
         "does not fit": lambda s: replace(s, compute="float16"),
-        "other pairs a step": lambda s: replace(
+        "other pairs per step": lambda s: replace(
             s, compute="float16", batch=1, accumulation=4
         ),
         "answers are cut": lambda s: replace(s, compute="float16", length=512),
@@ -247,7 +247,7 @@ _LLAMA3 = SimpleNamespace(
     },
 )
 def for_a_t4(attempt: Callable) -> None:
-    """Settings of Llama 3 8B that fit a T4 with the same pairs a step."""
+    """Settings of Llama 3 8B that fit a T4 with the same pairs per step."""
     asked = memory.Settings(token_rows=3)
     got = returned(attempt, asked)
     why = "give back memory.Settings, with replace(settings, ...)"
@@ -259,7 +259,7 @@ def for_a_t4(attempt: Callable) -> None:
     why = "answers are cut that were not cut before"
     expect(got.length == asked.length, why, got.length, asked.length)
     pairs, wanted = got.batch * got.accumulation, asked.batch * asked.accumulation
-    expect(pairs == wanted, "other pairs a step: another training", pairs, wanted)
+    expect(pairs == wanted, "other pairs per step: another training", pairs, wanted)
     why = "trained token rows are what ends the answers"
     expect(got.token_rows == asked.token_rows, why, got.token_rows, asked.token_rows)
     fit = memory.fits("T4", _LLAMA3, got)

@@ -1,7 +1,4 @@
-"""Repeats a sweep behind recorded lab figures: `python -m course_utils.lab`.
-
-Knows: the command line and where the record goes. Minutes on a GPU, hours on two cores.
-"""
+"""Repeats a sweep behind recorded lab figures: `python -m course_utils.lab`."""
 
 import argparse
 import json

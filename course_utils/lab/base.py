@@ -1,8 +1,4 @@
-"""The lab's base model and its tokenizer, ready to use.
-
-Knows: where the checkpoint lies and the chat format that it has read. Does not know:
-how it was pretrained (`pretrain`), what it is trained to do.
-"""
+"""The lab's base model and its tokenizer, ready to use."""
 
 from pathlib import Path
 

@@ -1,8 +1,4 @@
-"""What a method costs, counted in sequences that go through the model.
-
-Knows: how many times TRL's trainers send a pair through. Does not know: seconds, which
-hang on the machine.
-"""
+"""What a method costs, counted in sequences that go through the model."""
 
 from typing import NamedTuple
 

@@ -2,7 +2,7 @@
 
 The article is "Fine-tune Llama 3 with ORPO" (April 2024). Every rung keeps the changes
 of the rungs below it. Each `taken_back` run starts from the recommended rung and gives
-up one of its changes, so that an effect does not hang on the order of the rungs.
+up one of its changes, so that an effect does not depend on the order of the rungs.
 """
 
 from course_utils.lab.base import BASE_MODEL

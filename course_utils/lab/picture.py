@@ -1,8 +1,6 @@
 """The README's picture, drawn from the recorded findings.
 
-    python -m course_utils.lab.picture notebooks/sft_and_orpo.png
-
-Knows: which findings say in one picture what the course is about.
+python -m course_utils.lab.picture notebooks/sft_and_orpo.png
 """
 
 import sys

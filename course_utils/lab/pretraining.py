@@ -1,8 +1,5 @@
 """Pretrains the lab's base model on the small world's corpus, from nothing.
 
-Knows: tokenizer training, the model's shape, the training loop, the record of the run.
-Does not know: preference data, chat templates.
-
     python -m course_utils.lab.pretraining course_utils/lab/base_model
 
 takes minutes on a GPU and hours on two cores, and is only needed to change the base

@@ -1,8 +1,4 @@
-"""The runs of the lab's sweep: TRL's SFT and DPO, our ORPO, the lab's settings.
-
-Knows: one run from base to measurement, and which runs there are. Does not know: where
-results are kept (`findings`).
-"""
+"""The runs of the lab's sweep: TRL's SFT and DPO, our ORPO, the lab's settings."""
 
 import tempfile
 import time

@@ -38,7 +38,7 @@ def ask(
         if said is None:
             raise
     # Out of the handler, so that the client's frames, whose variables hold the token,
-    # do not hang on to this error; nor does this frame.
+    # do not depend on to this error; nor does this frame.
     kind, text = said[0], without_tokens(said[1], secret)
     del said, secret
     raise kind(text)

@@ -1,10 +1,7 @@
 """What the notebooks took on a GPU, as recorded by `tests/benchmarks/run_notebooks.py`.
 
-Knows: the record, and how to say it in a line or a table. Does not know: how a notebook
-is run. Before there is a record it says so, and how to make it.
-
-The base is a shape twin: random weights in the shape of Llama 3 8B, so minutes and
-memory are measured, and nothing is said of quality.
+The base is a checkpoint of random weights in the shape of Llama 3 8B. So minutes and
+memory are measured, and nothing is said about quality.
 """
 
 from course_utils import recorded
@@ -37,7 +34,7 @@ def caption(record):
 
 
 def table(record):
-    """One dict a notebook: {"notebook", "l4: min", "l4: GiB", …}; record: or None.
+    """One dict per notebook: {"notebook", "l4: min", "l4: GiB", …}; record: or None.
 
     GiB are the most that the kernel had allocated on the GPU; a notebook that broke, or
     that the run's time limit cut off, says so in the place of its minutes.

@@ -1,8 +1,4 @@
-"""This machine: its GPU, cores and memory, and whether the hub answers it.
-
-Knows: how to ask torch, the operating system and the hub, each in one function.
-Does not know: profiles, models, what the answers are used for.
-"""
+"""This machine: its GPU, cores and memory, and whether the hub answers it."""
 
 import os
 import sys

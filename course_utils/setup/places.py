@@ -1,8 +1,4 @@
-"""Where the course's own files lie.
-
-Knows: the cloned folder, if there is one, and what an installed package carries.
-Does not know: what is in any of the files.
-"""
+"""Where the course's own files lie."""
 
 import tomllib
 from importlib.metadata import metadata

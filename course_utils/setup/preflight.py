@@ -1,10 +1,4 @@
-"""Preflight: is this machine ready for the notebooks, what will it run, and how long?
-
-Knows: the libraries that the package declares, what the chosen profile needs, what the
-committed notebooks recorded of their own runs.
-Does not know: how anything is loaded or trained. Imports no Hugging Face library unless
-asked to be thorough, so that a notebook can check first and import afterwards.
-"""
+"""Preflight: is this machine ready, what will it run, and how long does that take?"""
 
 import html
 import importlib

@@ -1,9 +1,5 @@
 """Profiles: what the notebooks run on this machine, and why.
 
-Knows: the four profiles, which hardware gets which, the variables that override that.
-Does not know: how hardware is asked (`hardware`), how a model is loaded, what the data
-are, what a run costs (`preflight`).
-
 The variables: COURSE_PROFILE names a profile. COURSE_BASE_MODEL is a local folder with
 a checkpoint, or a hub id "owner/name". COURSE_DATA is a local folder with the sources'
 files, "world" or "hub". COURSE_PAIRS is a number, for a rehearsal: no notebook trains
@@ -329,6 +325,6 @@ def _with_overrides(profile, environ, data=None):
 
 
 def _is_random(folder):
-    """Does the checkpoint say that it was never trained, as a shape twin does?"""
+    """Does the checkpoint say that its weights are random?"""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return "random_weights" in config

@@ -1,8 +1,4 @@
-"""Library messages that tell a learner nothing, named one by one and hidden.
-
-Knows: which messages, and why each may go. Does not know: anything else; every message
-that is not named here still shows.
-"""
+"""Library messages that tell a learner nothing, named one by one and hidden."""
 
 import logging
 import os

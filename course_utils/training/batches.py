@@ -1,7 +1,5 @@
 """How several processes share the pairs of an optimizer step.
 
-Knows: numbers. Does not know: processes, trainers.
-
 ORPO's NLL is averaged over the tokens of a micro-batch, and micro-batches are then
 averaged among each other. So the same pairs give the same loss on any number of
 processes only if micro-batches keep their size; accumulation makes up for the rest.
@@ -38,7 +36,7 @@ def share(batch, micro_batch, processes, *, exactly=False):
         fitting = [n for n in range(1, batch + 1) if batch % n == 0]
         up = -(-batch // processes) * processes
         raise ValueError(
-            f"{batch} pairs a step cannot be shared by {processes} processes. Set "
+            f"{batch} pairs per step cannot be shared by {processes} processes. Set "
             f"--num_processes of accelerate to one of {', '.join(map(str, fitting))}, "
             f"or --batch-size to a multiple of {processes}, such as {up}."
         )

@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--batch-size",
         type=count,
-        help="pairs a step, all processes together (default: the profile's)",
+        help="pairs per step, all processes together (default: the profile's)",
     )
     add(
         "--micro-batch",

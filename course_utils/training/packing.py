@@ -73,7 +73,7 @@ def pairs_from_batch(batch):
 def filling_pairs(tokens, most):
     """Pairs without content that fill a row of `tokens` tokens, at most `most` of them.
 
-    For trying a row's shape out. Up to two tokens a pair are left for padding.
+    For trying a row's shape out. Up to two tokens per pair are left for padding.
     """
     count = max(1, min(most, tokens // 16))
     size = tokens // count // 2
@@ -422,7 +422,7 @@ def pair_masks(segment, lengths):
 def sums(values, members):
     """Sum of each pair's values.
 
-    values: (n,), one a target. members: (P, n) bool. Returns: (P,).
+    values: (n,), one per target. members: (P, n) bool. Returns: (P,).
 
     A masked product instead of index_add: the order of additions is fixed, so that the
     result is the same in every run on a GPU too.

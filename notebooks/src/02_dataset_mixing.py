@@ -517,7 +517,7 @@ caught = [bool(reason) for reason in mixing.find_overlap(poisoned, steps_tests)]
 print(f"planted copies caught: {sum(caught[-20:])} of 20")
 
 # %% [markdown]
-# The real mix has a case that no search mends.
+# The real mix has a case that no search fixes.
 # `prm` comes from PRM800K, whose training set includes 4,500 problems of MATH's *test* set:
 # after training on it, only the 500 held-out problems of MATH can be trusted.
 #

@@ -79,7 +79,7 @@ print(f"{total - linear:,} in the embeddings, the head and the norms")
 
 # %%
 for name, size in {"weights": 2, "gradients": 2, "AdamW's means": 8, "all": 12}.items():
-    print(f"{name:14s} {size:2d} bytes a weight: {total * size / GIB:6.2f} GiB")
+    print(f"{name:14s} {size:2d} bytes per weight: {total * size / GIB:6.2f} GiB")
 
 
 # %% [markdown]
@@ -358,7 +358,7 @@ print(
 # bitsandbytes quantises the projections only; embeddings and head stay in 16 bit.
 # LoRA's matrices are trained in 32 bit.
 #
-# **Predict.** Full fine-tuning took 12 bytes a weight. What do LoRA and QLoRA take in all?
+# **Predict.** Full fine-tuning took 12 bytes per weight. What do LoRA and QLoRA take in all?
 
 # %%
 def bill(bits, adapter_weights=0, gradients=0, means=0):
@@ -437,7 +437,7 @@ reference = moves["adamw_torch"][0]
 for name, (move, size) in moves.items():
     off = (move - reference).norm() / reference.norm()
     print(
-        f"{name:17s} {size:5.2f} bytes a weight, {trained * size / GIB:.2f} GiB for "
+        f"{name:17s} {size:5.2f} bytes per weight, {trained * size / GIB:.2f} GiB for "
         f"LoRA at 8B; moves differ by {off:.1%}"
     )
 

@@ -271,7 +271,7 @@ BITS = {
 
 
 def table_of(name, measure):
-    """(seeds, 420): 0 or 1, one column a held-out prompt, of a recorded method."""
+    """(seeds, 420): 0 or 1, one column per held-out prompt, of a recorded method."""
     runs = lab.recorded(name)
     return np.array([[int(bit) for bit in BITS[measure](run)] for run in runs])
 

@@ -679,7 +679,7 @@ word = {True: "passed", False: "refused"}
 table = pd.DataFrame(
     {
         "method": name,
-        "metric": "KL (nats a token)",
+        "metric": "KL (nats per token)",
         "value": f"{d.kl.value:.1e}",
         "95 % interval": f"[{d.kl.low:.1e}, {d.kl.high:.1e}]",
         "n answers": d.n,
@@ -698,7 +698,7 @@ ends = {True: " and passes the gate", False: " and is refused"}
 said = {name: ends[verdict.passed] for name, verdict in verdicts.items()}
 print(
     f"Finding: merged into the dequantised base, the folder read by a new process is "
-    f"{into_nf4.kl.value:.0e} nats a token from the trained model (noise "
+    f"{into_nf4.kl.value:.0e} nats per token from the trained model (noise "
     f"{observed.noise.kl.value:.0e}, n = {into_nf4.n})"
     + said["dequantised NF4"]
     + f"; merged into the original base it is {into_base.kl.value:.0e}"

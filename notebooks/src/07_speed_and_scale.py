@@ -201,7 +201,7 @@ pairs_8b = llama["lengths"]
 print(recorded.caption(llama))
 print("TRL, 8 × 1:", recorded.caption(peers))
 print(
-    f"tokens a pair: prompt {pairs_8b['prompt']:.0f}, chosen {pairs_8b['chosen']:.0f}"
+    f"tokens per pair: prompt {pairs_8b['prompt']:.0f}, chosen {pairs_8b['chosen']:.0f}"
     f", rejected {pairs_8b['rejected']:.0f} (means of {pairs_8b['pairs']} pairs)"
 )
 
@@ -272,7 +272,7 @@ plt.show()
 #
 # ## 4. Lever: the head where it is needed
 #
-# Logits are the largest tensor of a step: 128,256 numbers a position.
+# Logits are the largest tensor of a step: 128,256 numbers per position.
 # The loss wants one number of each scored position, so the head runs on those alone, a tile at a time, and nothing else is kept.
 
 # %%
@@ -739,7 +739,9 @@ from course_utils.training.batches import share as share_of_a_step
 
 print(options.config_path("ddp").read_text("utf-8"))
 for processes in (1, 2, 4):
-    print(f"{processes} processes, 32 pairs a step:", share_of_a_step(32, 8, processes))
+    print(
+        f"{processes} processes, 32 pairs per step:", share_of_a_step(32, 8, processes)
+    )
 
 # %% [markdown]
 # A step keeps its pairs whatever the number of processes.
@@ -840,7 +842,7 @@ table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v).replace("nan", "�
 small = [
     *[
         (
-            "positions not needed, 8 pairs a batch",
+            "positions not needed, 8 pairs per batch",
             f"{useless['8 pairs']:.0%}",
             f"{len(train)} pairs",
             "–",

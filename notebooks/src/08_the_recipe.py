@@ -18,7 +18,7 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q "orpo-course @ git+{{repository}}"
+    # %pip install -q trl==1.16.0 peft bitsandbytes
 
 # %%
 import os

@@ -304,7 +304,7 @@ def shown(value, digits):
 
 
 def table(record):
-    """The results as text, one line an arm."""
+    """The results as text, one line per arm."""
     heads = (
         "arm",
         "s per 1,000 pairs",
@@ -340,7 +340,7 @@ def table(record):
     rounds = max(map(len, record["rounds"].values()))
     note = (
         f"{record['shape']} on {record['machine']}, {record['threads']} of them for "
-        f"torch {record['versions']['torch']}, {record['steps']} steps a round, "
+        f"torch {record['versions']['torch']}, {record['steps']} steps per round, "
         f"medians and 95 % intervals of {rounds} rounds or laps"
     )
     return "\n".join([note, *(line.rstrip() for line in body)])

@@ -250,7 +250,7 @@ def command(arguments):
 
 
 def table(record):
-    """The results as text, one line an arm."""
+    """The results as text, one line per arm."""
     lines = [f"{'sum of W x and a change':40s} {'matrix':14s} arrived         µs"]
     for name, rows in record["arrived"].items():
         for matrix, row in rows.items():

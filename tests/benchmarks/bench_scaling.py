@@ -41,7 +41,7 @@ TRAIN = "course_utils.training"
 
 @dataclass(frozen=True)
 class Sizes:
-    """batch: pairs a step; micro_batch: at a time; warmup: steps before the clock.
+    """batch: pairs per step; micro_batch: at a time; warmup: steps before the clock.
 
     *_saved: the step after which a run keeps its checkpoint. scale: the speed
     benchmark's lengths are divided by this.
@@ -606,7 +606,7 @@ def print_loss_of(options):
 
 
 def table(record):
-    """The results as text, one line a part."""
+    """The results as text, one line per part."""
     heads = ("part", "s per 1,000 pairs", "scaling", "losses apart", "peak GiB", "note")
     lines = [heads]
     for name, part in record["parts"].items():

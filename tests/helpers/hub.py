@@ -212,7 +212,7 @@ class Hub:
         retry_after=None,
         message=None,
     ):
-        """Let requests of a repository fail until `mend`, or the first `times` of them.
+        """Let requests of a repository fail until `fix`, or the first `times` of them.
 
         fault: a key of FAULTS. on: kinds of request, instead of the fault's usual ones.
         path: pattern of the files in the repository, where a request is for a file; of
@@ -225,7 +225,7 @@ class Hub:
             self.faults.append((repo_id, made))
         return made
 
-    def mend(self):
+    def fix(self):
         with self.lock:
             self.faults.clear()
 

@@ -73,7 +73,7 @@ def pass_gate(folder, passed=True):
         "passed": passed,
         "measured": 1.25e-06,
         "limit": 0.0001,
-        "failure": "KL is 2e-3 nats a token, more than 1e-4",
+        "failure": "KL is 2e-3 nats per token, more than 1e-4",
     }
     return gate.write_record(folder, [check], {"n": 60}, {"command": "a test"})
 

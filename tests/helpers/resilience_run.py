@@ -41,7 +41,7 @@ def pairs(count=24):
 
 
 def make_trainer(folder, rows=None, kind=ORPOTrainer, **changes):
-    """The trainer; `order.jsonl` in its folder gets a line a micro-batch."""
+    """The trainer; `order.jsonl` in its folder gets a line per micro-batch."""
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = "<|reserved_special_token_0|>"
     settings = {

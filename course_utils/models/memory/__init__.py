@@ -1,10 +1,4 @@
-"""Memory of a training step, predicted from a configuration by arithmetic.
-
-Knows: what weights, adapter, optimizer, activations and logits take, tensor by tensor;
-which phase of a step is the fullest; what would make it smaller.
-Does not know: data, real models, the GPU. Nothing here is measured; `tests` compare the
-formulas with what autograd keeps, and recorded runs say what a GPU really took.
-"""
+"""Memory of a training step, predicted from a configuration by arithmetic."""
 
 from course_utils.models.memory.advice import (
     ALLOWANCE_GIB,

@@ -1,9 +1,5 @@
 """Bytes that a step keeps from forward to backward, tensor by tensor.
 
-Knows: what autograd saves in a Llama's decoder layer under TRL's and under the fast
-trainer, and what the loss saves. Does not know: weights (`weights`), which of it is
-alive at the same time (`step`).
-
 Letters: T tokens, H hidden size, I inner size of the MLP, K width of the keys, V
 vocabulary, r rank, s bytes of the dtype that computes. Compiled layers may keep less,
 since the compiler recomputes cheap parts: for them these are upper bounds.

@@ -1,8 +1,4 @@
-"""Does it fit, and if not, what to change: settings tried one by one.
-
-Knows: cards, the changes that a learner can make, what each costs in words.
-Does not know: how a prediction is made (`step`).
-"""
+"""Does it fit, and if not, what to change: settings tried one by one."""
 
 from dataclasses import dataclass, replace
 
@@ -111,7 +107,7 @@ def what_would_save(config, settings, short_by_gib=0.0):
 
 def _options(settings):
     """(what, new values, cost) of every single change that is left to make."""
-    kept = "the same pairs a step"
+    kept = "the same pairs per step"
     if settings.batch > 1:
         for batch in {settings.batch // 2, 1}:
             more = -(-settings.accumulation * settings.batch // batch)
@@ -151,7 +147,7 @@ def _options(settings):
         yield (
             'optim="paged_adamw_8bit"',
             {"optim": "paged_adamw_8bit"},
-            "the means in 8 bit, in host memory when the card is full",
+            "the moments in 8 bit, in host memory when the card is full",
         )
     if settings.lora_rank > 8:
         half = settings.lora_rank // 2

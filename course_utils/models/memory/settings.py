@@ -1,8 +1,4 @@
-"""The settings of a training run that decide how much memory it takes.
-
-Knows: their names and how they are read off a profile or a trainer.
-Does not know: bytes (`weights`, `activations`, `step`).
-"""
+"""The settings of a training run that decide how much memory it takes."""
 
 from dataclasses import dataclass
 
@@ -10,7 +6,8 @@ from course_utils.models import LINEAR_LAYERS
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PRECISIONS = ("nf4", "bfloat16", "float16", "float32")
-# Bytes of AdamW's two means a trained weight; 8 bit adds a float32 scale a 256 values.
+# Bytes of AdamW's two moments per trained weight; in 8 bit every 256 values add a
+# float32 scale.
 OPTIMIZERS = {
     "adamw_torch": 8,
     "adamw_torch_fused": 8,
@@ -30,8 +27,8 @@ class Settings:
         precision itself.
     lora_rank, targets: of LoRA, kept in float32 as PEFT does. token_rows: how many rows
         of embeddings and of the head are trained.
-    optim: a key of OPTIMIZERS. Paged means lie in host memory when the GPU is full.
-    batch: pairs a micro-batch; TRL runs chosen and rejected together, 2 x batch rows.
+    optim: a key of OPTIMIZERS. Paged moments lie in host memory when the GPU is full.
+    batch: pairs per micro-batch; TRL runs chosen and rejected together, 2 x batch rows.
     accumulation: micro-batches a step; from the second on, gradients are there.
     length: tokens of the longest row. padded: has a batch rows of several lengths?
     checkpointing: are activations of a layer computed again in backward?

@@ -1,7 +1,4 @@
-"""The peak of a training step: which phase is the fullest, and what fills it.
-
-Knows: the order of a step's phases. Does not know: any formula for a part.
-"""
+"""The peak of a training step: which phase is the fullest, and what fills it."""
 
 from typing import NamedTuple
 

@@ -1,9 +1,4 @@
-"""Bytes that lie in memory during the whole training: weights, adapter, optimizer.
-
-Knows: the tensors of a Llama by its configuration, what bitsandbytes, PEFT and AdamW
-store for each. Exact: equal to the sum over a loaded model's tensors.
-Does not know: activations.
-"""
+"""Bytes that lie in memory during the whole training: weights, adapter, optimizer."""
 
 import math
 
@@ -53,7 +48,7 @@ def weight_shapes(config):
 def nf4_bytes(weights):
     """(packed, quant state) bytes of one matrix of so many weights in NF4.
 
-    Two weights a byte. With double quantisation: a byte for the scale of each 64, a
+    Two weights per byte. With double quantisation: a byte for the scale of each 64, a
     float32 for each 256 of those, and three constants: the 16 values, the 256 values of
     the second code, the scales' mean.
     """
@@ -76,9 +71,9 @@ def static_bytes(config, settings):
     """{part: bytes} of what stays from the first step to the last.
 
     Parts: weights (projections and norms), quant state, embeddings and head, adapter,
-    optimizer. The optimizer's paged means count 0: bitsandbytes takes them from managed
-    memory, which PyTorch does not count and which the driver moves to the host when the
-    card is full. Token rows in tied tables count twice, as an upper bound. The fast
+    optimizer. The optimizer's paged moments count 0: bitsandbytes takes them from
+    managed memory, which PyTorch does not count and which the driver moves to the host
+    when the card is full. Token rows in tied tables count twice, as an upper bound. The fast
     trainer, where it computes in 16 bit, makes a copy of A and B for each row.
     """
     counts = weight_shapes(config)

@@ -1,8 +1,5 @@
 """Attention over packed rows, for the decoder layers of transformers.
 
-Knows: PyTorch's attentions, and how transformers hands a mask to a layer. Does not
-know: how rows are made (`packing`).
-
 The function that `register` puts under NAME behaves as transformers' "sdpa" for every
 call that is not a packed row, so that a model may keep it while it generates or is
 measured.

@@ -1,7 +1,4 @@
-"""The switches of the fast trainer, and which of them this machine can use.
-
-Knows: names, defaults, what needs which hardware. Does not know: how a switch works.
-"""
+"""The switches of the fast trainer, and which of them this machine can use."""
 
 import importlib.util
 import math
@@ -28,8 +25,8 @@ class FastTrainingConfig:
     triton_decode: 4-bit weights of fused LoRA layers are decoded by one Triton kernel,
         instead of bitsandbytes' three. True, False or "auto".
     attention: "varlen" (flash attention over sequences of different lengths), "flex"
-        (FlexAttention, which skips what the mask forbids), "sdpa" (one call a pair), or
-        "auto".
+        (FlexAttention, which skips what the mask forbids), "sdpa" (one call per pair),
+        or "auto".
     compile_layers: torch.compile each decoder layer, and what the head does with a tile
         of logits; True, False, the name of a backend, or "auto".
     cuda_graphs: record forward and backward of a row once for each length, and replay
@@ -116,7 +113,7 @@ def choose_attention(wanted, device, dtype):
                 f"attention={wanted!r} needs a CUDA GPU, this device is {device.type}: "
                 "it has no backward pass elsewhere. Use 'auto'."
             )
-        return "sdpa", "one call a pair; the others train on CUDA only"
+        return "sdpa", "one call per pair; the others train on CUDA only"
     if wanted == "varlen" and dtype not in SIXTEEN_BIT:
         raise ValueError(
             f"attention='varlen' computes in 16 bit, this training in {dtype}: set "
@@ -137,7 +134,7 @@ def _fitting_attention(capability, has_triton, dtype):
         shown = ".".join(map(str, capability))
         return "sdpa", f"the others want capability 8.0, this GPU has {shown}"
     if dtype in SIXTEEN_BIT:
-        return "varlen", "flash attention, one call a row"
+        return "varlen", "flash attention, one call per row"
     if not has_triton:
         return "sdpa", "triton is not installed, so FlexAttention has no kernel"
     return "flex", f"flash attention has no kernel for {dtype}"
@@ -150,7 +147,7 @@ def choose_compile(wanted, attention, device):
     """
     if wanted == "auto":
         if attention == "sdpa" or device.type != "cuda":
-            return False, "pays on a GPU with one attention call a row only"
+            return False, "pays on a GPU with one attention call per row only"
         if importlib.util.find_spec("triton") is None:
             return False, "triton is not installed, so there is no compiler"
         return True, "fewer and fuller kernels"

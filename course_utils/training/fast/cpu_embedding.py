@@ -1,8 +1,5 @@
 """The input embeddings in the CPU's memory: training only looks rows of them up.
 
-Knows: which embeddings may move, how rows are looked up there. Does not know: packed
-rows, training.
-
 Llama 3's table of 128,256 rows is 1 GB in 16 bit, and a packed row reads a few
 thousand of them. Looked up where rows are made, on the CPU, these travel to the GPU
 with the token ids, and the table needs no place there.

@@ -1,12 +1,9 @@
 """LoRA layers as one step: frozen product and low-rank branch together.
 
-Knows: PEFT's plain LoRA layers over nn.Linear and bitsandbytes' Linear4bit. Does not
-know: training, or any other kind of adapter, which keep PEFT's own forward.
-
 PEFT computes W x, then B (A x), scales it and adds it: three passes over the output in
 each direction, and under autocast in 16 bit two copies of x in fp32. Here the branch is
 added inside the second product, x is kept once and in the precision that computes, the
-scaling falls on the r numbers a token between A and B, and where A and B are float32
+scaling falls on the r numbers per token between A and B, and where A and B are float32
 beside 16-bit arithmetic they are rounded for a row at once, not at every product.
 """
 

@@ -1,7 +1,5 @@
 """Rows as CUDA graphs: forward and backward recorded once, then replayed.
 
-Knows: CUDA graphs, gradients. Does not know: what a step computes.
-
 A row of Llama 3 8B is thousands of kernels, and a CPU can take longer to launch these
 than a fast GPU to run them. A graph launches them all at once. It reads and writes the
 same memory each time, so rows are copied to where it reads, and rows of another shape

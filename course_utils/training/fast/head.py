@@ -1,7 +1,5 @@
 """The output head on scored tokens only, in tiles.
 
-Knows: hidden states, a head, target tokens. Does not know: pairs, losses.
-
 A vocabulary of 128k makes logits the largest tensor of a training step: 4,096 rows of
 them take 2 GiB in fp32, and as much again for their gradient. Here at most `tile` rows
 exist at a time. Their gradient is computed in the same pass: that of one log-prob with

@@ -1,7 +1,4 @@
-"""Decoder layers while a packed row runs through them: compiled, some checkpointed.
-
-Knows: transformers' decoder layers, memory. Does not know: rows, losses.
-"""
+"""Decoder layers while a packed row runs through them: compiled, some checkpointed."""
 
 import contextlib
 

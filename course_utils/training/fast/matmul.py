@@ -1,7 +1,4 @@
-"""Matrix products of 16-bit tensors that are rounded once.
-
-Knows: how PyTorch's products round, on a GPU too. Does not know: what is multiplied.
-"""
+"""Matrix products of 16-bit tensors that are rounded once."""
 
 import torch
 

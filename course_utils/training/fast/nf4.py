@@ -1,8 +1,5 @@
 """A matrix in 4 bit, decoded by one kernel.
 
-Knows: bitsandbytes' format of NF4 and FP4 with or without double quantisation, Triton.
-Does not know: what the matrix is for.
-
 bitsandbytes decodes a doubly quantised matrix by three kernels: the scales, their
 offset, then the matrix, at about half of what the memory of an H100 can deliver. Here
 one kernel reads each byte once and writes its two numbers side by side.
@@ -18,9 +15,9 @@ BYTES, WARPS = 2048, 4  # that a program decodes, 16 a thread, and that decode t
 def decode(packed, scales, blocks, code, shape, dtype):
     """The matrix, (shape), as bitsandbytes' own kernels decode it, bit for bit.
 
-    packed: uint8 on a CUDA GPU, two numbers a byte, the first in its upper half.
+    packed: uint8 on a CUDA GPU, two numbers per byte, the first in its upper half.
     scales: [absmax], or [its bytes, their absmax, their code of 256, offset].
-    blocks: [numbers a scale], and with double quantisation [..., scales a scale].
+    blocks: [numbers per scale], and with double quantisation [..., scales a scale].
     code: (16,) fp32, what the 16 values mean. dtype: of the result.
     """
     out = torch.empty(shape, dtype=dtype, device=packed.device)

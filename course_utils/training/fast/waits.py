@@ -1,7 +1,4 @@
-"""What the CPU waits for, and need not.
-
-Knows: bitsandbytes' optimizers. Does not know: trainers.
-"""
+"""What the CPU waits for, and need not."""
 
 import contextlib
 from unittest import mock
