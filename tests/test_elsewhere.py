@@ -119,7 +119,8 @@ def notebook_value(name):
 
 def value_in(expression, profile):
     names = {"profile": profile, "models": models}
-    names["STEPS"] = eval(notebook_value("STEPS"), names)
+    for name in ("STEPS", "ATTENTION", "MLP"):
+        names[name] = eval(notebook_value(name), names)
     return eval(ast.unparse(expression), names)
 
 

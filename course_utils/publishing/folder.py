@@ -50,7 +50,7 @@ def write_card(
     if results.get("curves"):
         draw_curves(results["curves"], folder / CURVES)
     for name, text in texts.items():
-        folders.replace_text(folder / name, text)
+        folders.write_text(folder / name, text)
     folders.add_own(folder, names, writer="model card")
 
 

@@ -226,10 +226,10 @@ def _mark(folder: Path, writer: str, files: list[str]) -> None:
     except PackageNotFoundError:
         course = "unknown"
     marker = {"writer": writer, "version": course, "files": files}
-    replace_text(folder / MARKER, json.dumps(marker, indent=1) + "\n")
+    write_text(folder / MARKER, json.dumps(marker, indent=1) + "\n")
 
 
-def replace_text(path: AnyPath, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Write a text file in UTF-8 with plain line ends, completely or not at all."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")

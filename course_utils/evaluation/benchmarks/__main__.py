@@ -262,7 +262,7 @@ def _write(options, record):
     text = f'{head},\n "items": {{\n' + ",\n".join(lines) + "\n }\n}\n"
     inputs = _inputs(options)
     with folders.written_file(options.out, _MARK, inputs=inputs) as partial:
-        folders.replace_text(partial, text)
+        folders.write_text(partial, text)
 
 
 if __name__ == "__main__":

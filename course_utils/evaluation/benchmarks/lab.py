@@ -78,7 +78,7 @@ def write_tasks(folder: str | Path, items: list[dict]) -> Path:
     folders.require_own(folder, names)
     folders.add_own(folder, names, writer="lab tasks")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in items]
-    folders.replace_text(folder / "items.jsonl", "".join(lines))
+    folders.write_text(folder / "items.jsonl", "".join(lines))
     for frame, question in FRAMES.items():
         for kind, settings in (("choice", _choice()), ("write", _write(frame))):
             name = f"lab_{kind}{frame}"
@@ -86,7 +86,7 @@ def write_tasks(folder: str | Path, items: list[dict]) -> Path:
             text = yaml.safe_dump(task, sort_keys=False, allow_unicode=True)
             # YAML's own writer does not know lm-eval's tag, which names a function.
             text = text.replace("process_results: ", "process_results: !function ")
-            folders.replace_text(folder / f"{name}.yaml", text)
+            folders.write_text(folder / f"{name}.yaml", text)
     return folder
 
 

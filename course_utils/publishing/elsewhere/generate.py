@@ -124,7 +124,7 @@ def _write(folder: str | Path, files: dict[str, str]) -> Path:
     first = next(iter(files))
     with folders.written_whole(folder, writer=f"run of {first}") as partial:
         for name, text in files.items():
-            folders.replace_text(partial / name, text)
+            folders.write_text(partial / name, text)
     return Path(folder) / first
 
 

@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         run = recorded.describe_run(command, start)
         run["versions"] |= recorded.versions(("gguf", "llama_cpp_python"))
         text = json.dumps({**run, "files": files}, indent=1, ensure_ascii=False)
-        folders.replace_text(RECORD, text + "\n")
+        folders.write_text(RECORD, text + "\n")
 
 
 if __name__ == "__main__":

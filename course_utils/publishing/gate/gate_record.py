@@ -72,7 +72,7 @@ def write_record(
         "run": run,
     }
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    folders.replace_text(Path(folder) / GATE_FILE, text)
+    folders.write_text(Path(folder) / GATE_FILE, text)
     folders.add_own(folder, [GATE_FILE])
     return record
 

@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
             start,
         )
         kept["merges"][options.shape] = {**run, **found}
-        folders.replace_text(RECORD, json.dumps(kept, indent=1) + "\n")
+        folders.write_text(RECORD, json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

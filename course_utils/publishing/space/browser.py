@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         run = recorded.describe_run(f"{command} --record", start)
         run["versions"] |= recorded.versions(("gradio", "playwright"))
         text = json.dumps({**run, "visits": rows}, indent=1, ensure_ascii=False)
-        folders.replace_text(RECORDED / "space.json", text + "\n")
+        folders.write_text(RECORDED / "space.json", text + "\n")
         (RECORDED / "space.png").write_bytes(small_png(picture))
 
 

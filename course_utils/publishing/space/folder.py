@@ -56,9 +56,9 @@ def write(
     pins = [f"{n}=={version(n).partition('+')[0]}" for n in NEEDED]
     with folders.written_whole(folder, writer="Space") as partial:
         shutil.copyfile(APP, partial / "app.py")
-        folders.replace_text(partial / "space.json", text)
-        folders.replace_text(partial / "requirements.txt", "\n".join(pins) + "\n")
-        folders.replace_text(partial / "README.md", _card(settings, license, terms))
+        folders.write_text(partial / "space.json", text)
+        folders.write_text(partial / "requirements.txt", "\n".join(pins) + "\n")
+        folders.write_text(partial / "README.md", _card(settings, license, terms))
     return folders.files_in(folder)
 
 
