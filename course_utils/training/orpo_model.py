@@ -28,7 +28,10 @@ def prepare_model(
     set_seed(args.seed)  # an adapter begins with random numbers
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(
-            model, **(args.model_init_kwargs or {})
+            model,
+            use_safetensors=True,  # neither pickles nor a checkpoint's own code
+            trust_remote_code=False,
+            **(args.model_init_kwargs or {}),
         )
     elif args.model_init_kwargs:
         raise ValueError("model_init_kwargs are for a model given by its name.")

@@ -49,7 +49,9 @@ class ORPOTrainer(Trainer):
         args = ORPOConfig() if args is None else args
         model = prepare_model(model, args, peft_config)
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
+            processing_class = AutoTokenizer.from_pretrained(
+                model.config._name_or_path, trust_remote_code=False
+            )
         self.padding_value = orpo_checks.padding_value(args, processing_class)
         self.beta, self.max_length = args.beta, args.max_length
         self.aux_loss_enabled = getattr(model.config, "output_router_logits", False)

@@ -37,7 +37,7 @@ def trained(folder: str = "outputs/06/hunt") -> tuple[LlamaForCausalLM, object, 
     from course_utils import lab
 
     base_folder = Path(folder) / "base"
-    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+    tokenizer = AutoTokenizer.from_pretrained(_BASE, trust_remote_code=False)
     lab.use_chatml(tokenizer)
     tokenizer.save_pretrained(base_folder)
     chat.use_llama3_chat(tokenizer)
@@ -75,8 +75,10 @@ def trained(folder: str = "outputs/06/hunt") -> tuple[LlamaForCausalLM, object, 
 
 def stranger_asks(folder: Path) -> list[tuple[list[int], list[int]]]:
     """(ids read, ids written) per question, by nothing but the folder's own files."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False
+    )
     found = []
     for question in _QUESTIONS:
         ids = tokenizer.apply_chat_template(
@@ -144,7 +146,7 @@ def _changed_weights(model, tokenizer, base_folder, folder):
 )
 def hunt_rambles_elsewhere(attempt: Callable) -> None:
     """A folder from which a stranger gets the answers that were evaluated."""
-    tokenizer = AutoTokenizer.from_pretrained(_BASE)
+    tokenizer = AutoTokenizer.from_pretrained(_BASE, trust_remote_code=False)
     chat.use_llama3_chat(tokenizer)
     before = _folder_made_by(recipes.publish)
     got = _folder_made_by(attempt)

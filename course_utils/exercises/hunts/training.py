@@ -39,7 +39,9 @@ def dialogues() -> list[dict]:
 
 
 def _tokenizer():
-    tokenizer = AutoTokenizer.from_pretrained(places.PACKAGE / "lab" / "base_model")
+    tokenizer = AutoTokenizer.from_pretrained(
+        places.PACKAGE / "lab" / "base_model", trust_remote_code=False
+    )
     chat.use_llama3_chat(tokenizer)
     return tokenizer
 
