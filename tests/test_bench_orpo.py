@@ -71,8 +71,9 @@ def test_kernels_are_told_apart_by_name(kernel, kind):
 def test_every_ablation_differs_from_the_fast_arm_in_one_lever():
     shape = bench_parts.SHAPES["llama3-8b"]
     arms = bench_parts.arms(shape)
-    ablations = [name for name in arms if name.startswith("fast, ")]
+    ablations = bench_orpo.pick(["ablations"], arms)
     assert len(ablations) == 13
+    assert arms[bench_parts.IN_STOCK_MEMORY] == (shape.fast, {})
     for name in ablations:
         fast_config, changes = arms[name]
         assert changes == {}

@@ -36,7 +36,11 @@ UNSLOTH = "unsloth"
 GROUPS = {
     "all": list,
     "ladder": lambda _: list(bench_parts.LADDER),
-    "ablations": lambda arms: [name for name in arms if name.startswith("fast, ")],
+    "ablations": lambda arms: [
+        name
+        for name in arms
+        if name.startswith("fast, ") and name != bench_parts.IN_STOCK_MEMORY
+    ],
 }
 
 

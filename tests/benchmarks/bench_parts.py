@@ -65,7 +65,8 @@ class Shape:
 
     twin: a shape of models.random_weights, or None for the lab's own base model.
     scale: the drawn lengths are divided by this.
-    fast, lean: fast_config of these two arms.
+    fast, lean: fast_config in the memory that TRL's trainer takes, and in little.
+    everything: fast_config of the arm "fast" where the card has more, or None.
     """
 
     twin: str | None
@@ -73,6 +74,7 @@ class Shape:
     scale: int = 1
     fast: FastTrainingConfig = field(default_factory=FastTrainingConfig)
     lean: FastTrainingConfig = field(default_factory=FastTrainingConfig)
+    everything: FastTrainingConfig | None = None
 
 
 SHAPES = {
@@ -104,11 +106,14 @@ SHAPES = {
         changes={"bf16": True},
         # Together no more than TRL takes for the same recipe.
         fast=FastTrainingConfig(token_budget=3072, activation_gib=7.3),
+        # All that the card has. A step of 8 pairs is about 6,930 tokens: one row.
+        everything=FastTrainingConfig(token_budget="auto", activation_gib="auto"),
         lean=FastTrainingConfig(token_budget=2048, head_tile=128, activation_gib=0.7),
     ),
 }
 
 
+IN_STOCK_MEMORY = "fast, TRL's memory"  # what ladder and ablations change
 # From TRL's trainer to the fast one, a lever at a time, in the order of the notebook.
 LADDER = {
     "packed rows": {},
@@ -165,8 +170,13 @@ def arms(shape):
             None,
             {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
         ),
+<<<<<<< HEAD
         "plain": ("plain", {}),  # ORPOTrainer, ours
         "fast": (fast, {}),
+=======
+        "fast": (shape.everything or fast, {}),
+        IN_STOCK_MEMORY: (fast, {}),
+>>>>>>> speed
         "lean": (shape.lean, {}),
         "fast, all activations kept": (replace(fast, activation_gib=100), {}),
         **{name: (fast_config, {}) for name, fast_config in ladder(fast).items()},
@@ -494,7 +504,12 @@ def run_arm(
         result["device_gib"] = (total - free) / GIB  # at the end, graphs themselves too
     if profile:
         result["profile"] = kernels.summary
+<<<<<<< HEAD
     if isinstance(trainer, PackedORPOTrainer):
+=======
+    if fast_config is not None:
+        result["token_budget"] = f"{trainer.token_budget}: {trainer.budget_reason}"
+>>>>>>> speed
         result["embeddings"] = (
             f"on the CPU, {trainer.embeddings_on_cpu}: {trainer.embeddings_reason}"
         )

@@ -143,7 +143,14 @@ def test_nf4_in_bf16_is_as_close_to_fp32_as_trl(tmp_path):
 @pytest.mark.parametrize("doubly", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_triton_decodes_as_bitsandbytes_does_bit_for_bit(kind, doubly, dtype):
-    for shape, block in (((300, 256), 64), ((64, 640), 128), ((5, 50), 64)):
+    for shape, block in (
+        ((300, 256), 64),
+        ((64, 640), 128),
+        ((5, 50), 64),
+        ((1024, 1024), 64),  # by words: full programs, a part of one, wider blocks
+        ((8, 1152), 64),
+        ((512, 512), 256),
+    ):
         matrix = torch.randn(shape, device="cuda").to(dtype)
         packed, state = functional.quantize_4bit(
             matrix, blocksize=block, compress_statistics=doubly, quant_type=kind

@@ -182,20 +182,24 @@ def _together(config, settings, short_by_gib):
     )
 
 
-def spare_gib(trainer):
-    """GiB of its GPU that a fast trainer leaves if it checkpoints every layer, or 0.0.
+def spare_gib(trainer, checkpointing: bool = True, token_budget: int | None = None):
+    """GiB of its GPU that a fast trainer leaves, or 0.0 if it has too few.
 
+    checkpointing: does every layer compute again in backward, or none? token_budget:
+        of its rows; None for what the trainer's fast_config says.
     Counts the part of the GPU that this process may use
     (torch.cuda.set_per_process_memory_fraction). Raises: ValueError if the trainer has
     no LoRA adapter, which is all that the formulas know.
     """
     if not hasattr(trainer.model, "peft_config"):
         raise ValueError(
-            "activation_gib='auto' asks a calculator that knows LoRA trainings only. "
-            "Give the GiB as a number, or pass a peft_config."
+            "activation_gib='auto' and token_budget='auto' ask a calculator that knows "
+            "LoRA trainings only. Give them as numbers, or pass a peft_config."
         )
     device = trainer.args.device
-    settings = replace(Settings.of_trainer(trainer), checkpointing=True)
+    settings = replace(Settings.of_trainer(trainer), checkpointing=checkpointing)
+    if token_budget is not None:
+        settings = replace(settings, token_budget=token_budget)
     needs = predict(trainer.model.config, settings).peak_gib + ALLOWANCE_GIB
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
     share = torch.cuda.get_per_process_memory_fraction(device)

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -16,7 +17,7 @@ class FastTrainingConfig:
     packing: put all pairs of an optimizer step into rows of token_budget tokens. Off:
         one pair a row.
     token_budget: tokens of a row; memory grows with it. A longer pair gets a row of its
-        own.
+        own. "auto": the largest of BUDGETS whose activations the GPU has room for.
     head_tile: rows of logits held at a time, only for scored tokens, their gradient
         computed in the same pass. None: all logits of a row at once, as TRL does.
     embeddings_on_cpu: the input embeddings stay in the CPU's memory, and the rows that
@@ -46,7 +47,7 @@ class FastTrainingConfig:
 
     shared_prefix: bool = True
     packing: bool = True
-    token_budget: int = 4096
+    token_budget: int | str = 4096
     head_tile: int | None = 512
     embeddings_on_cpu: bool | str = "auto"
     fused_lora: bool = True
@@ -63,8 +64,10 @@ class FastTrainingConfig:
             _require_type(field, getattr(self, field.name))
         for name in ("token_budget", "head_tile"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            if value is None or (name == "token_budget" and value == "auto"):
+                continue
+            if isinstance(value, str) or value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value!r}.")
         if self.attention not in ("auto", "varlen", "flex", "sdpa"):
             raise ValueError(
                 "attention must be 'auto', 'varlen', 'flex' or 'sdpa', got "
@@ -97,6 +100,29 @@ def _require_type(field, value):
         words |= {str: "a name" if named else "'auto'", type(None): "null"}
         wanted = " or ".join(dict.fromkeys(words[kind] for kind in allowed))
         raise ValueError(f"{field.name} must be {wanted}, got {value!r}.")
+
+
+BUDGETS = (8192, 6144, 4096)  # what token_budget="auto" chooses from
+
+
+def choose_token_budget(
+    wanted: int | str, spare_gib: Callable[[int], float], device: torch.device
+) -> tuple[int, str]:
+    """(tokens of a row, reason).
+
+    wanted: FastTrainingConfig.token_budget. spare_gib: from tokens to the GiB that the
+        GPU has left if every layer keeps the activations of such a row; 0 if it has too
+        little. Fewer rows per step decode the weights fewer times.
+    """
+    if wanted != "auto":
+        return wanted, "as asked"
+    if device.type != "cuda":
+        return BUDGETS[-1], "there is no CUDA GPU whose memory could be filled"
+    for tokens in BUDGETS:
+        spare = spare_gib(tokens)
+        if spare > 0:
+            return tokens, f"leaves {spare:.1f} GiB with all activations kept"
+    return BUDGETS[-1], "the smallest: no budget leaves room for all activations"
 
 
 def choose_attention(wanted, device, dtype):

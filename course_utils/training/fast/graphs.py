@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from course_utils.training import packing
+from course_utils.training.fast import flat_optimizer
 
 TOKENS = 128  # rows are padded to a multiple of this
 PAIRS = 8  # and their pairs to a multiple of this
@@ -57,9 +58,12 @@ class RowGraphs:
         self._room = {}  # of each of a row's tensors: what all recordings read
 
     def start_window(self):
-        """Before the rows of an optimizer step: gradients are 0, where graphs add."""
+        """Before the rows of an optimizer step: gradients are 0, where graphs add.
+
+        The first time, parameters move to where an optimizer updates them at once.
+        """
         if self._gradients is None:
-            self._gradients = [torch.zeros_like(p) for p in self._parameters]
+            self._gradients = flat_optimizer.lay_flat(self._parameters)
         else:
             torch._foreach_zero_(self._gradients)
         self._hand_out()

@@ -33,6 +33,7 @@ from course_utils.training.fast.config import (
     choose_cpu_embedding,
     choose_decode,
     choose_graphs,
+    choose_token_budget,
     compile_backend,
 )
 from course_utils.training.fast.layers import DecoderLayers
@@ -77,6 +78,12 @@ class PackedORPOTrainer(ORPOTrainer):
         self.cuda_graphs, self.graphs_reason = choose_graphs(
             self.fast_config.cuda_graphs, self.attention, graphs.obstacles(self)
         )
+        wanted = self.fast_config.token_budget
+        self.fast_config = replace(self.fast_config, token_budget=1)  # until chosen
+        self.token_budget, self.budget_reason = choose_token_budget(
+            wanted, functools.partial(memory.spare_gib, self, False), device
+        )
+        self.fast_config = replace(self.fast_config, token_budget=self.token_budget)
         if self.fast_config.activation_gib == "auto":
             spare = memory.spare_gib(self) if device.type == "cuda" else None
             self.fast_config = replace(self.fast_config, activation_gib=spare)
@@ -253,9 +260,10 @@ class PackedORPOTrainer(ORPOTrainer):
                 [packing.filling_pairs(min(tokens, most), slots)], slots
             )
         ]
-        # As they are, once: this measures, compiles and tunes. Results are not used:
-        # the optimizer step begins with gradients of 0 again.
-        for row in rows[:1] + samples:
+        # As they are, once: this measures, compiles and tunes. The longest row has the
+        # most layers compute again in backward, the shortest the fewest. Results are
+        # not used: the optimizer step begins with gradients of 0 again.
+        for row in rows[:1] + samples[:1] + samples[-1:]:
             self._step(model, self._graphs.placed(row), num_items_in_batch)
         graphs.free_workspaces()
         for row in samples:

@@ -1,10 +1,16 @@
+<<<<<<< HEAD
 """What the CPU waits for, and need not."""
+=======
+"""What the CPU waits for without need: bitsandbytes' optimizers."""
+>>>>>>> speed
 
 import contextlib
 from unittest import mock
 
 import torch
 from bitsandbytes.optim import optimizer
+
+from course_utils.training.fast import flat_optimizer
 
 
 @contextlib.contextmanager
@@ -19,9 +25,12 @@ def optimizer_runs_ahead():
     Nor do paged optimizers ask for their state before they use it: behind such a
     request each launch waits until the GPU has served it. State that the driver had to
     move out comes back page by page, where the update touches it.
+
+    Parameters that lie side by side are updated by one kernel: see flat_optimizer.
     """
     try:
         with (
+            flat_optimizer.steps_at_once(),
             mock.patch.object(optimizer, "sync_gpu", lambda tensor: None),
             mock.patch.object(
                 optimizer.Optimizer8bit, "prefetch_state", lambda self, parameter: None
@@ -33,6 +42,6 @@ def optimizer_runs_ahead():
 
 
 def catch_up():
-    """Wait until the GPU has done all that it was told."""
+    """Wait until the GPU has done all the work it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
