@@ -170,13 +170,9 @@ def arms(shape):
             None,
             {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
         ),
-<<<<<<< HEAD
         "plain": ("plain", {}),  # ORPOTrainer, ours
-        "fast": (fast, {}),
-=======
         "fast": (shape.everything or fast, {}),
         IN_STOCK_MEMORY: (fast, {}),
->>>>>>> speed
         "lean": (shape.lean, {}),
         "fast, all activations kept": (replace(fast, activation_gib=100), {}),
         **{name: (fast_config, {}) for name, fast_config in ladder(fast).items()},
@@ -504,12 +500,8 @@ def run_arm(
         result["device_gib"] = (total - free) / GIB  # at the end, graphs themselves too
     if profile:
         result["profile"] = kernels.summary
-<<<<<<< HEAD
     if isinstance(trainer, PackedORPOTrainer):
-=======
-    if fast_config is not None:
         result["token_budget"] = f"{trainer.token_budget}: {trainer.budget_reason}"
->>>>>>> speed
         result["embeddings"] = (
             f"on the CPU, {trainer.embeddings_on_cpu}: {trainer.embeddings_reason}"
         )

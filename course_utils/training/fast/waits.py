@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What the CPU waits for, and need not."""
-=======
 """What the CPU waits for without need: bitsandbytes' optimizers."""
->>>>>>> speed
 
 import contextlib
 from unittest import mock
