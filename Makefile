@@ -14,7 +14,7 @@ endif
 INSTALLED := .venv/.installed
 COURSE := $(VENV_PYTHON) -m course_utils.course
 
-.PHONY: help course test lab notebooks pins cpu
+.PHONY: help course test test-without-trl-orpo lab notebooks pins cpu
 
 help:
 	@echo "make course      run the notebooks on this machine, write pages to build/html"
@@ -30,6 +30,10 @@ course: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(COURSE) test
+
+# TRL's ORPO is experimental: everything must also run where it is gone.
+test-without-trl-orpo: $(INSTALLED)
+	PYTHONPATH=tests/helpers $(VENV_PYTHON) -m pytest -p without_trl_orpo -n 2 tests
 
 lab: $(INSTALLED)
 	@$(COURSE) lab

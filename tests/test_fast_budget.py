@@ -39,7 +39,7 @@ def test_a_number_is_taken_as_it_is(device):
 
 @pytest.mark.parametrize("wanted", [0, -1, "all", "4096"])
 def test_what_is_no_budget_is_refused(wanted):
-    with pytest.raises(ValueError, match=r"token_budget must be at least 1"):
+    with pytest.raises(ValueError, match="token_budget must be"):
         FastTrainingConfig(token_budget=wanted)
 
 

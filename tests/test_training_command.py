@@ -637,10 +637,16 @@ def test_a_beta_of_zero_is_plain_fine_tuning():
     [
         ("x=abc", "--lever x=abc: give NAME=VALUE, NAME one of shared_prefix"),
         ("packing", "--lever packing: give NAME=VALUE"),
-        ("token_budget=abc", "token_budget must be a whole number, got 'abc'"),
+        (
+            "token_budget=abc",
+            "token_budget must be a whole number or 'auto', got 'abc'",
+        ),
         ("token_budget=0", "token_budget must be at least 1"),
-        ("token_budget=1.5", "token_budget must be a whole number, got 1.5"),
-        ("token_budget=true", "token_budget must be a whole number, got True"),
+        ("token_budget=1.5", "token_budget must be a whole number or 'auto', got 1.5"),
+        (
+            "token_budget=true",
+            "token_budget must be a whole number or 'auto', got True",
+        ),
         ("packing=1", "packing must be true or false, got 1"),
         ("head_tile=many", "head_tile must be a whole number or null"),
         ("attention=flash", "attention must be 'auto', 'varlen'"),

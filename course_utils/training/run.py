@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from course_utils import recorded
+from course_utils import models, recorded
 from course_utils.setup.profiles import Profile
 from course_utils.training import packing, resilience
 from course_utils.training.preparing import plan, prepare
@@ -103,6 +103,7 @@ def train(job: Job) -> dict | None:
     resilience.save_adapter(trainer, output)
     if not state.is_main_process:
         return None
+    models.record_base(output, trainer.model)  # so that it is merged into no other base
     record = recorded.describe_run(job.options.command, job.began) | {
         "settings": job.settings,
         "trainer": job.options.trainer,

@@ -352,8 +352,8 @@ for bits, label, style in (
     (lambda run: run["preferred"], "preference accuracy", "o-"),
     (lambda run: run["sampled"]["good_bits"], "good, sampled", "s--"),
 ):
-    runs = [lab.recorded(f"LoRA LR {rate}, β 0.1") for rate in rates]
-    results = [lab.over_seeds(seeds, bits) for seeds in runs]
+    by_rate = [lab.recorded(f"LoRA LR {rate}, β 0.1") for rate in rates]
+    results = [lab.over_seeds(seeds, bits) for seeds in by_rate]
     means = [value.value for value, _ in results]
     low = [value.value - value.low for value, _ in results]
     high = [value.high - value.value for value, _ in results]
