@@ -58,7 +58,7 @@ print(f"profile {profile.name}: {reason}. Model here: the lab's, seed {SEED}")
 # %%
 mix = mixing.build()
 base, tokenizer = lab.load_base()
-start = {name: weight.clone() for name, weight in base.state_dict().items()}
+initial = {name: weight.clone() for name, weight in base.state_dict().items()}
 
 
 def log_prob(pair, side):
@@ -71,7 +71,7 @@ def log_prob(pair, side):
 
 def one_step(pair, loss):
     """How far one small step moves the log-probs: (chosen, rejected)."""
-    base.load_state_dict(start)
+    base.load_state_dict(initial)
     base.zero_grad()
     before = log_prob(pair, "chosen"), log_prob(pair, "rejected")
     loss(*before).sum().backward()

@@ -886,9 +886,9 @@ for name, cast in {"cast, as TRL 1.16 does": True, "left in float32": False}.ite
         if cast and "lora_" not in key:
             weight.data = weight.data.bfloat16()
     rows = next(p for n, p in trained_now.items() if "lm_head" in n)
-    start = rows.detach().clone()
+    began = rows.detach().clone()
     trainer.train()
-    stuck[name] = (rows == start).float().mean().item()
+    stuck[name] = (rows == began).float().mean().item()
     lora_dtype = next(p.dtype for n, p in trained_now.items() if "lora_" in n)
     print(
         f"{name}: LoRA {lora_dtype}, rows of the head {rows.dtype}, "

@@ -21,9 +21,13 @@ if "google.colab" in sys.modules:
     # %pip install -q trl==1.16.0 peft bitsandbytes
 
 # %%
+import logging
 import os
+import warnings
 from pathlib import Path
 
+logging.disable(logging.WARNING)  # this page is for reading: delete these two lines
+warnings.filterwarnings("ignore")  # to see what the libraries say
 import torch
 import transformers as hf
 from datasets import load_dataset
