@@ -425,6 +425,18 @@ def test_a_page_leads_to_its_neighbours_and_sections(built, kernel):
     assert first.count('href="index.html"') == 2
 
 
+def test_a_fold_holds_its_text(tmp_path):
+    text = (
+        "<details>\n<summary>Open me</summary>\n\nThe *answer*.\n\n</details>\n\nAfter."
+    )
+    cells = notebooks.nbformat.v4.new_markdown_cell(text)
+    notebook = notebooks.nbformat.v4.new_notebook(cells=[cells])
+    pages.write_page(notebook, tmp_path / "a.html", tmp_path)
+    html = (tmp_path / "a.html").read_text(encoding="utf-8")
+    fold = re.search("<details><summary>Open me</summary>(.*?)</details>", html, re.S)
+    assert "<em>answer</em>" in fold[1] and "After" not in fold[1]
+
+
 def test_contents_are_the_sections():
     text = '<h2 id="A-b">A <em>b</em><a class="anchor-link" href="#A-b">¶</a></h2>'
     assert '<a href="#A-b">A <em>b</em></a>' in pages._contents(text)

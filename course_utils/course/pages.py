@@ -104,6 +104,8 @@ td, th {{ text-align: left; vertical-align: top; padding: .4rem 1rem .4rem 0;
 README_BEGIN = "<!-- notebooks: made by `make notebooks` -->"
 README_END = "<!-- end of notebooks -->"
 # What a page never uses: another output's fonts, speech rules, translations.
+# nbconvert closes each piece of HTML for itself, so that a fold would stay empty.
+_FOLD = re.compile(r"<details>\s*<summary>(.*?)</summary>", re.DOTALL)
 _SECTION = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL)
 MATHJAX_UNUSED = shutil.ignore_patterns("a11y", "SVG", "localization")
 
@@ -126,6 +128,9 @@ def write_page(notebook, page: Path, pictures: Path, order: Sequence[str] = ()):
         cell.metadata.alt = notebooks.caption(shown, number)
         if badge:
             cell.source = cell.source.replace(badge, "")
+        if cell.cell_type == "markdown":
+            cell.source = _FOLD.sub(r"\n\n@@fold \1@@\n\n", cell.source)
+            cell.source = cell.source.replace("</details>", "\n\n@@end of fold@@\n\n")
     exporter = HTMLExporter(
         extra_loaders=[DictLoader({"course.html.j2": TEMPLATE})],
         template_file="course.html.j2",
@@ -136,6 +141,8 @@ def write_page(notebook, page: Path, pictures: Path, order: Sequence[str] = ()):
     title = notebooks.heading(notebook) or page.stem
     resources = {"metadata": {"name": title, "path": str(pictures)}}
     text, _ = exporter.from_notebook_node(shown, resources)
+    text = re.sub("<p>@@fold (.*?)@@</p>", r"<details><summary>\1</summary>", text)
+    text = text.replace("<p>@@end of fold@@</p>", "</details>")
     links = _links(page.stem, order)
     text = text.replace("<!-- top of page -->", _navigation(links + _contents(text)))
     text = text.replace("<!-- bottom of page -->", _navigation(links))
