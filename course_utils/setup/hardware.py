@@ -60,12 +60,13 @@ def has_bf16(hardware):
     return bool(hardware.cuda) and tuple(hardware.capability) >= BF16_CAPABILITY
 
 
-def is_offline(environ=os.environ, timeout=2.0):
+def is_offline(environ=None, timeout=2.0):
     """Is the hub out of reach: told so by HF_HUB_OFFLINE, or no answer to one request?
 
     environ: where HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE and HF_ENDPOINT are looked up.
     timeout: seconds to wait in all, name look-up included.
     """
+    environ = os.environ if environ is None else environ
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if environ.get(variable, "").strip().upper() in ("1", "ON", "YES", "TRUE"):
             return True
@@ -90,13 +91,14 @@ def is_offline(environ=os.environ, timeout=2.0):
     return answered != [True]
 
 
-def stay_offline(environ=os.environ):
+def stay_offline(environ=None):
     """Tell the Hugging Face libraries to leave the network alone.
 
     environ: gets HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY. Without them, TRL reports
         each trainer it builds to the hub, even where model and data are local files.
     Where huggingface_hub was imported before, and has read both, they are set there.
     """
+    environ = os.environ if environ is None else environ
     environ.update(dict.fromkeys(("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1"))
     for module in ("huggingface_hub.constants", "datasets.config"):
         if module in sys.modules:

@@ -78,7 +78,7 @@ class Report:
         return f"<table>{rows}</table>"
 
 
-def check(environ=os.environ, hardware=None, thorough=False, installed_version=None):
+def check(environ=None, hardware=None, thorough=False, installed_version=None):
     """Look at everything that can be wrong before a notebook begins.
 
     environ: where the COURSE_ and HF_ variables are looked up. hardware: a
@@ -91,6 +91,7 @@ def check(environ=os.environ, hardware=None, thorough=False, installed_version=N
         model that is missing, or that only the unreachable hub has. Tight memory and
         disk only warn.
     """
+    environ = os.environ if environ is None else environ
     hardware = hardware or profiles.probe()
     findings = [Finding("hardware", str(hardware)), _threads(environ), _python()]
     findings += _libraries(installed_version or importlib.metadata.version)

@@ -210,7 +210,7 @@ class Choice(NamedTuple):
 
 
 def choose(
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] | None = None,
     hardware: Hardware | None = None,
     offline: Callable[[], bool] | None = None,
     *,
@@ -229,6 +229,7 @@ def choose(
         FileNotFoundError for a folder named by COURSE_BASE_MODEL or COURSE_DATA that is
         not there.
     """
+    environ = os.environ if environ is None else environ
     hardware = hardware or probe()
     offline = offline or (lambda: is_offline(environ))
     profiles = all_profiles()

@@ -30,7 +30,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def choose_threads(environ=os.environ, cores=None, busy=None) -> Threads:
+def choose_threads(environ=None, cores=None, busy=None) -> Threads:
     """The number of threads for numerical libraries, and why.
 
     environ: OMP_NUM_THREADS in it decides, if it is set.
@@ -38,6 +38,7 @@ def choose_threads(environ=os.environ, cores=None, busy=None) -> Threads:
     busy: percent of all cores that other programs use; measured for 0.2 s by default.
     Raises: ValueError if OMP_NUM_THREADS is not a whole number of at least 1.
     """
+    environ = os.environ if environ is None else environ
     wanted = environ.get(VARIABLE, "").strip()
     if wanted:
         # OpenMP also takes one number per level of nesting; the first is the outer one.
@@ -55,13 +56,14 @@ def choose_threads(environ=os.environ, cores=None, busy=None) -> Threads:
     return Threads(number, f"{taken} of {cores} cores are busy with other programs")
 
 
-def use_free_cores(environ=os.environ) -> Threads:
+def use_free_cores(environ=None) -> Threads:
     """Set the number of threads, and let waiting threads sleep.
 
     Call it before torch is imported: OpenMP reads its settings once. Where torch is
     there already, only the number can change, and the reason says so.
     Returns: Threads, what was chosen and why.
     """
+    environ = os.environ if environ is None else environ
     chosen = choose_threads(environ)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(chosen.number)
