@@ -8,7 +8,7 @@ import pytest
 
 def test_all_adapters_are_worth_the_same_in_float32(tmp_path, capsys):
     file = tmp_path / "tiny.json"
-    few = ["--shape", "tiny", "--pairs", "8", "--steps", "2"]
+    few = ["--shape", "tiny", "--pairs", "8", "--steps", "2", "--by-matrix"]
     record = bench_precision.main([*few, "--json", str(file)])
     assert json.loads(file.read_text(encoding="utf-8")) == json.loads(
         json.dumps(record)
@@ -21,6 +21,11 @@ def test_all_adapters_are_worth_the_same_in_float32(tmp_path, capsys):
         assert len(losses) == 2
         assert record["judged"][name] == pytest.approx(reference, abs=5e-5)
         assert record["own"][name] == pytest.approx(reference, abs=2e-3)
+    gains = record["by_matrix"]
+    assert len(gains) == 7
+    assert sum(gain["float32"] for gain in gains.values()) > 1e-4
+    for gain in gains.values():
+        assert gain["own"] == pytest.approx(gain["float32"], abs=2e-3)
     late, _, fixed = record["arrived"].values()
     for matrix, row in fixed.items():
         assert len(row["arrived"]) == 5

@@ -31,10 +31,12 @@ def test_losses_are_the_same_within_rounding_only():
 
 def test_a_failed_part_is_recorded_and_the_next_one_runs(tmp_path, capsys):
     made = bench(tmp_path)
-    with made.part("first"):
+
+    def no_gpu():
         raise bench_scaling.Failed("no GPU")
-    with made.part("second"):
-        made.record["parts"]["second"] = {"scaling": 1.5}
+
+    made.part("first", no_gpu)
+    made.part("second", lambda: {"scaling": 1.5})
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert written["parts"] == {
         "first": {"error": "no GPU"},
@@ -42,16 +44,33 @@ def test_a_failed_part_is_recorded_and_the_next_one_runs(tmp_path, capsys):
     }
     assert "first: FAILED" in capsys.readouterr().out
     lines = bench_scaling.table(made.record).splitlines()
-    assert lines[1].endswith("failed") and " 1.50 " in lines[2]
+    assert lines[1].endswith("failed") and " 1.50" in lines[2]
 
 
-def test_scaling_is_one_gpus_time_over_two_gpus_time(tmp_path):
+def test_scaling_is_one_gpus_time_over_many_gpus_time(tmp_path):
     made = bench(tmp_path)
     one = {"losses": [1.0], "seconds_per_1000_pairs": 60.0}
-    made.record["parts"]["one GPU"] = one
-    found = {"losses": [1.0], "seconds_per_1000_pairs": 40.0}
-    assert made.compared(found, "one GPU")["scaling"] == 1.5
-    assert made.compared(found, "another") == {"compared": "another failed"}
+    made.record["parts"]["1 GPU"] = one
+    found = {
+        "losses": [1.0],
+        "seconds_per_1000_pairs": 40.0,
+        "tokens_by_step": [[9, 30], [9, 10]],  # the first step is not timed
+    }
+    out = made.compared(found, "1 GPU")
+    assert out["scaling"] == 1.5
+    assert out["scaling_if_only_uneven"] == pytest.approx(40 / 30)
+    with pytest.raises(bench_scaling.Failed, match="another, to compare with, failed"):
+        made.compared(found, "another")
+
+
+def test_every_process_must_have_whole_micro_batches(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    options = bench_scaling.parse([str(tmp_path), "--gpus", "8", "2"])
+    assert options.gpus == [1, 2, 8]
+    for wrong in (["3"], ["1"], ["0"]):
+        with pytest.raises(SystemExit):
+            bench_scaling.parse([str(tmp_path), "--gpus", *wrong])
+        assert "each a divisor of 8" in capsys.readouterr().err
 
 
 def test_a_job_that_takes_too_long_is_ended_with_what_it_said(tmp_path):
@@ -84,12 +103,12 @@ def test_a_rehearsal_never_writes_the_record(tmp_path, capsys):
 
 def test_adding_keeps_what_is_done_and_runs_what_failed(tmp_path, monkeypatch):
     out = tmp_path / "out.json"
-    done = {"one GPU": {}, "one GPU, 16 bit": {"losses": [1.0]}, "two GPUs, DDP": {}}
-    failed = {"two GPUs, FSDP2, 16 bit": {"error": "out of time"}}
-    killed = {"one process of two killed": {}, "resumed": {}}
+    names = ("1 GPU", "2 GPUs, DDP", bench_scaling.EXCHANGE, bench_scaling.KILLED)
+    done = {name: {} for name in (*names, bench_scaling.RESUMED)}
+    done[bench_scaling.ONE_16_BIT] = {"losses": [1.0]}
+    failed = {bench_scaling.FSDP: {"error": "out of time"}}
     out.write_text(
-        json.dumps({"fast_config": [], "parts": done | failed | killed}),
-        encoding="utf-8",
+        json.dumps({"fast_config": [], "parts": done | failed}), encoding="utf-8"
     )
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     arguments = [str(tmp_path), "--rehearse", "--add", "--out", str(out)]
@@ -100,7 +119,7 @@ def test_adding_keeps_what_is_done_and_runs_what_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(made, "result", lambda job: {"losses": [1.001]})
     monkeypatch.setattr(made, "loaded", lambda step: {"losses": [1.0]})
     made.run_parts()
-    assert started == ["two-gpus-fsdp"]
+    assert started == ["fsdp"]
     parts = json.loads(out.read_text(encoding="utf-8"))["parts"]
-    assert parts["two GPUs, FSDP2, 16 bit"]["compared"] == "one GPU, 16 bit"
-    assert parts["FSDP2's checkpoint on one GPU"] == {"losses": [1.0]}
+    assert parts[bench_scaling.FSDP]["compared"] == bench_scaling.ONE_16_BIT
+    assert parts[bench_scaling.LOADED] == {"losses": [1.0]}

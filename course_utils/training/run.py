@@ -89,12 +89,14 @@ def train(job: Job) -> dict | None:
         trainer.train(resume_from_checkpoint=job.checkpoint)
     torch.cuda.synchronize() if torch.cuda.is_available() else None
     seconds = time.perf_counter() - progress.began
-    micro_batches = trainer.state.global_step - progress.first_step
-    micro_batches *= trainer.args.gradient_accumulation_steps
+    each = trainer.args.gradient_accumulation_steps
+    steps = trainer.state.global_step - progress.first_step
+    tokens = [sum(counted.tokens[n * each : (n + 1) * each]) for n in range(steps)]
     by_process = gather_object(
         [
             {
-                "tokens": sum(counted.tokens[:micro_batches]),
+                "tokens": sum(tokens),
+                "tokens_by_step": tokens,
                 "peak_gib": peak_gib(),
                 "loading_peak_gib": progress.loading_peak_gib,
             }

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 # Read when the libraries are first imported.
@@ -52,6 +53,9 @@ def main(arguments=None):
     if options.threads:
         torch.set_num_threads(options.threads)
     shape = bench_parts.SHAPES[options.shape]
+    if options.max_length:
+        changes = shape.changes | {"max_length": options.max_length}
+        shape = replace(shape, changes=changes)
     arms = bench_parts.arms(shape)
     chosen = pick(options.arms, arms)
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,7 +71,11 @@ def main(arguments=None):
                         result = run_unsloth(options, shape, lengths, scratch)
                     else:
                         prepared = prepared or bench_parts.Prepared(
-                            shape, options.checkpoint, lengths, options.seed
+                            shape,
+                            options.checkpoint,
+                            lengths,
+                            options.seed,
+                            four_bit=not options.sixteen_bit,
                         )
                         result = bench_parts.run_arm(
                             prepared,
@@ -94,6 +102,7 @@ def main(arguments=None):
                 record = recorded.describe_run(command(arguments), start) | {
                     "shape": options.shape,
                     "recipe": bench_parts.RECIPE | shape.changes,
+                    "four_bit": not options.sixteen_bit,
                     "fast_config": {
                         name: getattr(arms[name][0], "__dict__", arms[name][0])
                         for name in results
@@ -147,6 +156,10 @@ def parse(arguments):
     parser.add_argument("--threads", type=int, help="CPU threads for torch")
     parser.add_argument("--pairs", type=int, default=64, help="different pairs")
     parser.add_argument("--lengths", help="JSON list of [prompt, chosen, rejected]")
+    parser.add_argument("--max-length", type=int, help="tokens (default: the shape's)")
+    parser.add_argument(
+        "--sixteen-bit", action="store_true", help="LoRA on 16-bit weights, not NF4"
+    )
     parser.add_argument("--checkpoint", help="the twin's folder; written if absent")
     parser.add_argument("--unsloth-path", help="folder with unsloth and its needs")
     parser.add_argument(
@@ -206,11 +219,14 @@ def command(arguments):
     return " ".join(words)
 
 
-def run_unsloth(options, shape, lengths, scratch):
-    """Unsloth patches the libraries it imports, so it runs in a process of its own."""
+def run_unsloth(options, shape, lengths, scratch, start=None):
+    """Unsloth patches the libraries it imports, so it runs in a process of its own.
+
+    start: file of the adapter to start from; then what it learns is kept and judged.
+    """
     if shape.twin is None or not Path(options.checkpoint).is_dir():
         raise SystemExit("unsloth needs a twin: write it first, and name --checkpoint.")
-    vocabulary = bench_parts.twin.SHAPES[shape.twin]["vocab_size"]
+    vocabulary = bench_parts.random_weights.SHAPES[shape.twin]["vocab_size"]
     bench_parts.word_tokenizer(vocabulary).save_pretrained(scratch / "tokenizer")
     job = scratch / "unsloth.json"
     settings = {
@@ -222,9 +238,11 @@ def run_unsloth(options, shape, lengths, scratch):
         # As many as the profiled arms take, whose mean loss stands beside this one.
         "more_steps": options.profile * bench_parts.KernelLog.PROFILED,
         "recipe": bench_parts.RECIPE | shape.changes,
+        "four_bit": not options.sixteen_bit,
         "rows": bench_parts.random_pairs(lengths, vocabulary, options.seed),
         "tokenizer": str(scratch / "tokenizer"),
         "folder": str(scratch / "unsloth"),
+        "start": start,
     }
     job.write_text(json.dumps(settings), encoding="utf-8")
     environment = dict(os.environ)

@@ -249,10 +249,10 @@ class Prepared:
     """Model, tokenizer and rows of a shape. The lab's model is loaded anew each time.
 
     shape: a Shape. checkpoint: the twin's folder; written if it is not there yet.
-    lengths: of the pairs, or None for the lab's own.
+    lengths: of the pairs, or None for the lab's own. four_bit: NF4 or 16-bit weights.
     """
 
-    def __init__(self, shape, checkpoint, lengths, seed):
+    def __init__(self, shape, checkpoint, lengths, seed, four_bit=True):
         self.shape = shape
         self.recipe = RECIPE | shape.changes
         if shape.twin is None:
@@ -266,7 +266,7 @@ class Prepared:
         self._model = AutoModelForCausalLM.from_pretrained(
             checkpoint,
             dtype=dtype,
-            quantization_config=models.nf4_config(dtype),
+            quantization_config=models.nf4_config(dtype) if four_bit else None,
             device_map={"": 0} if cuda else None,
         )
         self._tokenizer = word_tokenizer(self._model.config.vocab_size)

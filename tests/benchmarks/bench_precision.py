@@ -10,11 +10,13 @@ learned. So after training every adapter's loss on the same pairs is taken twice
 arithmetic that trained it and by float32.
 
 Before that, single products of the model's shapes: how much of a change far below the
-last bit of W x is in the 16-bit sum of both, by three ways to compute the sum.
+last bit of W x is in the 16-bit sum of both, by three ways to compute the sum. After
+it, for TRL's trainer in bf16, which matrices' adapters its own arithmetic sees.
 """
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import tempfile
@@ -34,11 +36,11 @@ import bench_parts  # noqa: E402
 import torch  # noqa: E402
 from torch.utils import benchmark  # noqa: E402
 
-from course_utils import recorded  # noqa: E402
+from course_utils import models, recorded  # noqa: E402
 from course_utils.setup.printing import print_safely  # noqa: E402
 from course_utils.training.fast import FastTrainingConfig, matmul  # noqa: E402
 
-REFERENCE = "TRL, float32"
+REFERENCE, TRL_BF16 = "TRL, float32", "TRL, bf16"
 _PLAIN = bench_parts.ladder(FastTrainingConfig())["packed rows"]
 _FUSED = replace(_PLAIN, fused_lora=True)
 
@@ -49,11 +51,12 @@ _BY_ADDMM = "+ fused LoRA, sum by addmm_"
 def arms(shape):
     """{arm: fast_config}, all in 16 bit; None for TRL's trainer."""
     return {
-        "TRL, bf16": None,
+        TRL_BF16: None,
         "packed rows, bf16": _PLAIN,
         _BY_ADDMM: _FUSED,
         "+ fused LoRA": _FUSED,
         "fast": shape.fast,
+        bench_orpo.UNSLOTH: None,  # in a process of its own
     }
 
 
@@ -165,6 +168,24 @@ def main(arguments=None):
             print(f"{name}, trained", file=sys.stderr, flush=True)
             return adapter
 
+        def train_unsloth(adapter):
+            """From the adapter that the others start from."""
+            start = scratch / "start.pt"
+            torch.save(adapter, start)
+            result = bench_orpo.run_unsloth(
+                argparse.Namespace(
+                    **vars(options) | UNSLOTHS_RUN | {"steps": options.steps - 1}
+                ),
+                rounded.shape,
+                lengths,
+                scratch,
+                start=str(start),
+            )
+            name = bench_orpo.UNSLOTH
+            found["losses"][name] = result[0]["losses"]
+            found["own"][name] = result[0]["own_loss"]
+            return torch.load(result[0]["adapter"])
+
         exact = prepare(in_16_bit=False)
         found["arrived"] = arrivals(
             exact.model_and_tokenizer()[0].config, shape.fast.token_budget
@@ -175,11 +196,24 @@ def main(arguments=None):
             exact, None, {}, 1, options.seed, scratch / "run"
         )
         found["before"] = loss_on_its_pairs(judge)
-        for name, fast_config in [(REFERENCE, None), *arms(shape).items()]:
-            if name not in adapters:
+        untrained = adapter_of(judge)
+        wanted = {n: f for n, f in arms(shape).items() if n in options.arms}
+        for name, fast_config in [(REFERENCE, None), *wanted.items()]:
+            if name == bench_orpo.UNSLOTH:
+                adapters[name] = train_unsloth(untrained)
+            elif name not in adapters:
                 adapters[name] = train(rounded, name, fast_config)
             take(judge, adapters[name])
             found["judged"][name] = loss_on_its_pairs(judge)
+            if name == TRL_BF16 and options.by_matrix:
+                trainers = (
+                    judge,
+                    bench_parts.make_trainer(
+                        rounded, None, {}, 1, options.seed, scratch / "run"
+                    ),
+                )
+                found["by_matrix"] = seen_by_matrix(*trainers, adapters[name])
+                rounded.give_back(trainers[1])
             record = recorded.describe_run(command(arguments), start) | {
                 "shape": options.shape,
                 "recipe": exact.recipe,
@@ -194,6 +228,10 @@ def main(arguments=None):
     return record
 
 
+# As the others train here: one step, then the rest in one lap, each one logged.
+UNSLOTHS_RUN = {"warmup": 1, "laps": 1, "profile": False, "sixteen_bit": False}
+
+
 def loss_on_its_pairs(trainer):
     """Mean loss on what the trainer trains on, by its own arithmetic.
 
@@ -206,6 +244,27 @@ def loss_on_its_pairs(trainer):
     if hasattr(trainer, "unpatch"):
         trainer.unpatch()
     return sum(losses) / len(losses)
+
+
+def seen_by_matrix(judge, own, adapter):
+    """Of what one kind of matrix learned: does the trainer's own arithmetic see it?
+
+    {"q_proj": {"own", "float32"}}: how much that kind's adapter alone, with the others
+    as before training, lowers the loss, in nats, by either arithmetic.
+    """
+    nothing = {n: v if "lora_A" in n else 0 * v for n, v in adapter.items()}
+    trainers, found = {"own": own, "float32": judge}, {}
+    for trainer in trainers.values():
+        take(trainer, nothing)
+    before = {name: loss_on_its_pairs(t) for name, t in trainers.items()}
+    for kind in models.LINEAR_LAYERS:
+        only = {n: adapter[n] if f".{kind}." in n else v for n, v in nothing.items()}
+        found[kind] = {}
+        for name, trainer in trainers.items():
+            take(trainer, only)
+            found[kind][name] = before[name] - loss_on_its_pairs(trainer)
+    take(judge, adapter)
+    return found
 
 
 def adapter_of(trainer):
@@ -238,6 +297,13 @@ def parse(arguments):
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="file for everything that was measured")
+    known = arms(bench_parts.SHAPES["tiny"])
+    usual = [name for name in known if name != bench_orpo.UNSLOTH]
+    parser.add_argument("--arms", nargs="+", choices=known, default=usual)
+    parser.add_argument("--unsloth-path", help="folder with unsloth and its needs")
+    parser.add_argument(
+        "--by-matrix", action="store_true", help=f"what {TRL_BF16} sees of which matrix"
+    )
     options = parser.parse_args(arguments)
     if options.steps < 2:
         parser.error("--steps must be at least 2")
@@ -265,8 +331,10 @@ def table(record):
     ]
     for name, losses in record["losses"].items():
         mean = sum(losses) / len(losses)
-        own, judged = record["own"][name], record["judged"][name]
+        own, judged = record["own"][name], record["judged"].get(name, math.nan)
         lines.append(f"{name:36s} {mean:10.5f} {own:10.5f} {judged:10.5f}")
+    for kind, gain in record.get("by_matrix", {}).items():
+        lines.append(f"{kind:36s} {gain['own']:21.5f} {gain['float32']:10.5f} lower")
     return "\n".join(lines)
 
 

@@ -1,12 +1,12 @@
-"""Two GPUs against one: the same losses, how much faster, how much leaner, and a kill.
+"""One GPU against N of one host: the same losses, how much faster, and a kill.
 
     python -m course_utils.models.random_weights TWIN
-    python tests/benchmarks/bench_scaling.py TWIN
-    python tests/benchmarks/bench_scaling.py TWIN --rehearse --out FILE   (tiny)
+    python tests/benchmarks/bench_scaling.py TWIN --gpus 1 2 4
+    python tests/benchmarks/bench_scaling.py TWIN --rehearse --out FILE   (on a CPU)
 
 Everything runs through `python -m course_utils.training` and the shipped
-configurations, in processes of its own. What does not disturb each other runs side by
-side: the timed run on two GPUs is alone, that on one GPU has company on the other one.
+configurations, in processes of its own. Timed runs have the host to themselves; what is
+not timed runs side by side.
 
 The record is written after every part, so that a time limit loses nothing. A part that
 fails is recorded with its error, the others still run, and the exit status is 1; --add
@@ -14,7 +14,6 @@ runs again what failed, and keeps the rest.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -31,12 +30,15 @@ from pathlib import Path
 import psutil
 
 from course_utils.setup.printing import print_safely
+from course_utils.training.options import config_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "course_utils" / "recorded" / "scaling.json"
 # bf16 keeps 8 bits, and other rows of pairs round otherwise.
 TOLERANCE = 0.004
-TRAIN = "course_utils.training"
+KILLED, RESUMED = "one process killed", "resumed on fewer GPUs"
+ONE_16_BIT, FSDP = "1 GPU, 16 bit", "FSDP2, 16 bit"
+LOADED, EXCHANGE = "FSDP2's checkpoint on 1 GPU", "exchange of gradients"
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ class Sizes:
     benchmark's lengths are divided by this.
     """
 
-    batch: int = 32
+    batch: int = 64
     micro_batch: int = 8
-    steps: int = 10
-    warmup: int = 4
+    steps: int = 9
+    warmup: int = 3
     fsdp_steps: int = 5
     fsdp_saved: int = 4
     killed_steps: int = 12
@@ -59,7 +61,7 @@ class Sizes:
 
 
 REHEARSAL = Sizes(
-    batch=4,
+    batch=8,
     micro_batch=1,
     steps=3,
     warmup=1,
@@ -71,7 +73,7 @@ REHEARSAL = Sizes(
 )
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Returns: the process's exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
@@ -90,14 +92,15 @@ def main(arguments=None):
     return 1 if failed else 0
 
 
-def parse(arguments):
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "twin", type=Path, help="folder of course_utils.models.random_weights"
     )
-    parser.add_argument("--limit", type=float, default=300, help="seconds in all")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--limit", type=float, default=400, help="seconds in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help=f"default: {RECORD.name}, recorded")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU; needs --out")
@@ -115,6 +118,13 @@ def parse(arguments):
         parser.error("a rehearsal is no result: name its file with --out")
     options.out = options.out or RECORD
     options.sizes = REHEARSAL if options.rehearse else Sizes()
+    options.gpus = sorted({1, *options.gpus})
+    own = options.sizes.batch // options.sizes.micro_batch
+    if len(options.gpus) < 2 or any(n < 1 or own % n for n in options.gpus):
+        parser.error(
+            f"--gpus {options.gpus}: name more than one, each a divisor of {own}, so "
+            "that every process has whole micro-batches"
+        )
     return options
 
 
@@ -122,11 +132,16 @@ class Failed(RuntimeError):
     """A part of the benchmark did not do what it should."""
 
 
+def ddp(count: int) -> str:
+    return f"{count} GPUs, DDP" if count > 1 else "1 GPU"
+
+
 class Bench:
     """The parts, and the record that grows with them."""
 
     def __init__(self, options, arguments):
         self.options = options
+        self.most = max(options.gpus)
         self.start = time.perf_counter()
         self.arguments = [Path(a).name if "/" in a else a for a in arguments]
         self.record = {"parts": {}}
@@ -147,66 +162,164 @@ class Bench:
                 job.stop()
 
     def run_parts(self):
-        self.ddp_parts()
+        for count in self.options.gpus:
+            self.part(ddp(count), self.timed, count)
+        self.part(EXCHANGE, self.exchange)
         self.disturbed_parts()
-        parts = self.record["parts"]
-        graphs = [parts[n].get("cuda_graphs") for n in ("one GPU", "two GPUs, DDP")]
-        if graphs == [True, False]:
-            with self.part("one GPU, without CUDA graphs"):
-                lever = "--lever=cuda_graphs=false"
-                job = self.train("no-graphs", "0", *self.timed(), lever)
-                parts["one GPU, without CUDA graphs"] = self.timed_result(job)
-
-    def ddp_parts(self):
-        """The timed ones; beside the first, the reference for FSDP."""
-        parts = self.record["parts"]
-        if missing := {"one GPU", "one GPU, 16 bit"} - parts.keys():
-            one = self.train("one-gpu", "0", *self.timed())
-            one_16 = self.train("one-gpu-16-bit", "1", *self.sixteen_bit())
-            with self.part("one GPU"):
-                parts["one GPU"] = self.timed_result(one)
-            with self.part("one GPU, 16 bit"):
-                parts["one GPU, 16 bit"] = self.result(one_16)
-        if missing or "two GPUs, DDP" not in parts:
-            with self.part("two GPUs, DDP"):
-                two = self.train("two-gpus", "0,1", *self.timed(), config="ddp")
-                found = self.timed_result(two)
-                parts["two GPUs, DDP"] = found | self.compared(found, "one GPU")
 
     def disturbed_parts(self):
-        """A kill and what follows; FSDP beside them, since none of it is timed."""
-        parts, fsdp = self.record["parts"], None
-        of_fsdp = ("two GPUs, FSDP2, 16 bit", "FSDP2's checkpoint on one GPU")
-        if not parts.keys() >= set(of_fsdp):
-            arguments = self.sixteen_bit()
-            fsdp = self.train("two-gpus-fsdp", "0,1", *arguments, config="fsdp")
-        if not parts.keys() >= {"one process of two killed", "resumed"}:
+        """What is not timed: FSDP, and beside it a kill and what follows."""
+        everything = range(self.most)
+        parts, arguments = self.record["parts"], self.sixteen_bit()
+        if not parts.keys() >= {KILLED, RESUMED}:
             small = None if self.options.rehearse else self.write_small_twin()
-            with self.part("one process of two killed"):
-                whole = self.train("undisturbed", "0", *self.kept(), small=small)
-                parts["one process of two killed"] = self.killed(small)
-            with self.part("resumed"):
-                parts["resumed"] = self.resumed(small, whole)
-        if fsdp is not None:
-            with self.part(of_fsdp[0]):
-                found = self.result(fsdp)
-                parts[of_fsdp[0]] = found | self.compared(found, "one GPU, 16 bit")
-            with self.part(of_fsdp[1]):
-                parts[of_fsdp[1]] = self.loaded(self.options.sizes.fsdp_saved)
+        fsdp = one = None
+        if not parts.keys() >= {FSDP, LOADED}:
+            fsdp = self.train("fsdp", everything, *arguments, config="fsdp")
+        if ONE_16_BIT not in parts:
+            one = self.train("one-gpu-16-bit", [self.most - 1], *arguments)
+        if not parts.keys() >= {KILLED, RESUMED}:
+            whole = self.train("undisturbed", [0], *self.kept(), small=small)
+            self.part(KILLED, self.killed, small)
+            self.part(RESUMED, self.resumed, small, whole)
+        self.part(ONE_16_BIT, self.result, one)
+        self.part(FSDP, self.sharded, fsdp)
+        self.part(LOADED, self.loaded, self.options.sizes.fsdp_saved)
+
+    def part(self, name, function, *arguments):
+        """Run one part, unless it is done; note what fails, and write the record."""
+        if name in self.record["parts"]:
+            return
+        try:
+            self.record["parts"][name] = function(*arguments)
+            state = "done"
+        except Exception as error:  # noted here; the others still run
+            text = str(error) if isinstance(error, Failed) else repr(error)
+            self.record["parts"][name] = {"error": text[-1500:]}
+            state = "FAILED"
+        print(f"{time.perf_counter() - self.start:4.0f} s  {name}: {state}", flush=True)
+        self.write()
+
+    def write(self):
+        out, partial = self.options.out, self.options.out.with_suffix(".partial")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(
+            json.dumps(self.head() | self.record, indent=1) + "\n", encoding="utf-8"
+        )
+        partial.replace(out)
+
+    def left(self):
+        """Seconds of the limit that are left, at least a few."""
+        return max(5, self.options.limit - (time.perf_counter() - self.start))
+
+    # ---- the parts ----
+
+    def timed(self, count):
+        """NF4 with the settings of the speed benchmark's fast, alone on the host."""
+        sizes = self.options.sizes
+        steps = ["--steps", str(sizes.steps), "--save-steps", "0"]
+        job = self.train(
+            f"timed-{count}",
+            range(count),
+            *self.common(),
+            *steps,
+            *self.fast_config,
+            config="ddp" if count > 1 else None,
+        )
+        found = self.result(job)
+        seconds = found["ends"][-1] - found["ends"][sizes.warmup - 1]
+        pairs = sizes.batch * (sizes.steps - sizes.warmup)
+        found["seconds_per_1000_pairs"] = 1000 * seconds / pairs
+        return found if count == 1 else found | self.compared(found, ddp(1))
+
+    def sharded(self, job):
+        found = self.result(job)
+        return found | self.compared(found, ONE_16_BIT)
+
+    def compared(self, found, name):
+        """Losses and time against those of an earlier part."""
+        other = self.record["parts"].get(name, {})
+        if "losses" not in other:
+            raise Failed(f"{name}, to compare with, failed")
+        out = same_losses(found["losses"], other["losses"], name)
+        key = "seconds_per_1000_pairs"
+        if key in found:
+            out["scaling"] = other[key] / found[key]
+            warmup = self.options.sizes.warmup
+            by_rank = [rank[warmup:] for rank in found["tokens_by_step"]]
+            out["scaling_if_only_uneven"] = even_share(by_rank)
+        return out
+
+    def exchange(self):
+        """Seconds that the adapter's gradients take to be averaged, on all GPUs."""
+        command = launcher("ddp", self.most)
+        script = Path(__file__).with_name("bench_exchange.py")
+        job = self.start_job("exchange", [*command, str(script)], range(self.most))
+        job.wait(self.left())
+        return json.loads(job.text().strip().splitlines()[-1])
+
+    def killed(self, small):
+        """Kill one process in mid-run: how and when do the others end?"""
+        job = self.train(
+            "killed", range(self.most), *self.kept(), config="ddp", small=small
+        )
+        checkpoint = f"checkpoint-{self.options.sizes.killed_saved}"
+        job.wait_for(job.output / checkpoint / "complete.json", self.left())
+        job.kill_rank("1")
+        killed = time.perf_counter()
+        try:
+            status = job.process.wait(min(60, self.left()))
+        except subprocess.TimeoutExpired:
+            job.stop()
+            raise Failed(f"the others did not end. {job.last_words()}") from None
+        seconds = time.perf_counter() - killed
+        said = [line for line in job.text().splitlines() if "--resume" in line]
+        if status == 0 or not said:
+            raise Failed(f"exit status {status}. {job.last_words()}")
+        message = said[0].replace(str(self.folder), "")
+        return {
+            "processes": self.most,
+            "exit_status": status,
+            "seconds_to_end": seconds,
+            "message": message,
+        }
+
+    def resumed(self, small, whole):
+        """Go on on half the GPUs, and compare with an undisturbed run on one.
+
+        whole: the Job of that run.
+        """
+        fewer = self.most // 2
+        job = self.train(
+            "killed-resumed",
+            range(fewer),
+            *self.kept(),
+            "--resume",
+            config="ddp" if fewer > 1 else None,
+            small=small,
+        )
+        found, expected = self.result(job), self.result(whole)
+        out = same_losses(found["losses"], expected["losses"], "an undisturbed run")
+        kept = ("resumed_at_step", "processes", "losses")
+        return out | {name: found[name] for name in kept}
+
+    def loaded(self, step):
+        """Loss of FSDP's checkpoint on one GPU, on the pairs of the step after it."""
+        checkpoint = self.folder / "fsdp" / f"checkpoint-{step}"
+        command = [sys.executable, __file__, str(self.options.twin.resolve())]
+        command += ["--loss-of", str(checkpoint), "--pairs-file", str(self.pairs)]
+        if self.options.rehearse:
+            command += ["--rehearse", "--out", os.devnull]
+        job = self.start_job("loaded", command, [0])
+        job.wait(self.left())
+        found = re.search(r"LOSS ([\d.]+)", job.text())
+        if not found:
+            raise Failed(f"no loss. {job.last_words()}")
+        fsdp = self.record["parts"][FSDP]["losses"][step]
+        losses = [float(found[1])]
+        return {"losses": losses} | same_losses(losses, [fsdp], "that step under FSDP2")
 
     # ---- what is run ----
-
-    def timed(self):
-        """Options of the timed runs: NF4, fast_config of the speed benchmark's fast."""
-        steps = str(self.options.sizes.steps)
-        return [
-            *self.common(),
-            "--steps",
-            steps,
-            "--save-steps",
-            "0",
-            *self.fast_config,
-        ]
 
     def sixteen_bit(self):
         """Options of 16-bit LoRA, with one checkpoint on the way."""
@@ -223,37 +336,18 @@ class Bench:
 
     def common(self):
         sizes = self.options.sizes
-        return [
-            "--profile",
-            "a100",
-            "--pairs-file",
-            str(self.pairs),
-            "--batch-size",
-            str(sizes.batch),
-            "--micro-batch",
-            str(sizes.micro_batch),
-            "--optim",
-            "adamw_torch",
-            "--learning-rate",
-            "1e-3",
-            "--logging-steps",
-            "1",
-            "--seed",
-            str(self.options.seed),
-        ]
+        return (
+            f"--profile a100 --pairs-file {self.pairs} --batch-size {sizes.batch} "
+            f"--micro-batch {sizes.micro_batch} --optim adamw_torch "
+            f"--learning-rate 1e-3 --logging-steps 1 --seed {self.options.seed}"
+        ).split()
 
     def write_small_twin(self):
         """A Job that writes the twin for the kill, which needs no 32 layers."""
         folder = self.folder / "small-twin"
-        shape = ["--shape", "llama3-8b-2-layers"]
-        command = [
-            sys.executable,
-            "-m",
-            "course_utils.models.random_weights",
-            str(folder),
-            *shape,
-        ]
-        return self.start_job("small-twin", command, "1", folder)
+        command = [sys.executable, "-m", "course_utils.models.random_weights"]
+        command += [str(folder), "--shape", "llama3-8b-2-layers"]
+        return self.start_job("small-twin", command, [0], folder)
 
     def train(self, name, gpus, *arguments, config=None, small=None):
         """A Job that trains on these GPUs; with `config` a process each.
@@ -261,15 +355,10 @@ class Bench:
         small: the Job that wrote the twin to train, if not the whole one.
         """
         output = self.folder / name.removesuffix("-resumed")
-        module = ["-m", TRAIN]
+        module = ["-m", "course_utils.training"]
         if config == "fsdp" and self.options.rehearse:
-            module = [str(ROOT / "tests" / "train_fsdp_on_cpu.py")]
-        command = [sys.executable]
-        if config:
-            file = ROOT / "course_utils" / "train" / f"{config}.yaml"
-            command += ["-m", "accelerate.commands.accelerate_cli", "launch"]
-            command += ["--config_file", str(file), "--main_process_port", "0"]
-            command += ["--num_processes", str(len(gpus.split(",")))]
+            module = [str(ROOT / "tests" / "helpers" / "train_fsdp_on_cpu.py")]
+        command = launcher(config, len(gpus)) if config else [sys.executable]
         command += [*module, "--output", str(output), *arguments]
         changes = {}
         if small is not None:
@@ -279,7 +368,7 @@ class Bench:
             changes["COURSE_BASE_MODEL"] = str(small.output)
         return self.start_job(name, command, gpus, output, changes)
 
-    def start_job(self, name, command, gpus, output, changes=None):
+    def start_job(self, name, command, gpus, output=None, changes=None):
         job = Job(name, command, gpus, self, output, changes or {})
         self.jobs.append(job)
         return job
@@ -298,18 +387,17 @@ class Bench:
         from course_utils import recorded
         from course_utils.training.fast import FastTrainingConfig
 
-        options = self.options
+        options, sizes = self.options, self.options.sizes
         shape = bench_parts.SHAPES["tiny" if options.rehearse else "llama3-8b"]
         usual = vars(FastTrainingConfig())
         self.fast_config = [
             f"--lever={name}={json.dumps(value)}"
-            for name, value in vars(shape.fast).items()
+            for name, value in vars(shape.everything or shape.fast).items()
             if value != usual[name]
         ]
         self.record.setdefault("fast_config", self.fast_config)  # of the timed parts
         run = ["python tests/benchmarks/bench_scaling.py", *self.arguments]
         self.head = lambda: recorded.describe_run(" ".join(run), self.start)
-        sizes = options.sizes
         # The chat format's own tokens need room beside these.
         lengths = bench_parts.draw_lengths(
             sizes.batch * sizes.steps, sizes.scale, 1000, options.seed
@@ -320,15 +408,13 @@ class Bench:
         path = self.folder / "pairs.jsonl"
         with open(path, "w", encoding="utf-8") as file:
             for counts in lengths:
-                texts = [" ".join(chance.choice(words, count)) for count in counts]
+                prompt, chosen, rejected = (
+                    " ".join(chance.choice(words, count)) for count in counts
+                )
                 row = {
-                    name: [{"role": role, "content": text}]
-                    for name, role, text in zip(
-                        ("prompt", "chosen", "rejected"),
-                        ("user", "assistant", "assistant"),
-                        texts,
-                        strict=True,
-                    )
+                    "prompt": [{"role": "user", "content": prompt}],
+                    "chosen": [{"role": "assistant", "content": chosen}],
+                    "rejected": [{"role": "assistant", "content": rejected}],
                 }
                 file.write(json.dumps(row) + "\n")
         columns = zip(*lengths, strict=True)
@@ -340,126 +426,23 @@ class Bench:
         self.record["gpus"] = torch.cuda.device_count()
         return path
 
-    # ---- what came of it ----
-
-    @contextlib.contextmanager
-    def part(self, name):
-        """Notes what fails, and writes the record."""
-        try:
-            yield
-        except Exception as error:  # noted below; the others still run
-            text = str(error) if isinstance(error, Failed) else repr(error)
-            self.record["parts"][name] = {"error": text[-1500:]}
-        part = self.record["parts"][name]
-        state = "FAILED" if "error" in part else "done"
-        print(f"{time.perf_counter() - self.start:4.0f} s  {name}: {state}", flush=True)
-        self.write()
-
-    def write(self):
-        out, partial = self.options.out, self.options.out.with_suffix(".partial")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(
-            json.dumps(self.head() | self.record, indent=1) + "\n", encoding="utf-8"
-        )
-        partial.replace(out)
-
-    def left(self):
-        """Seconds of the limit that are left, at least a few."""
-        return max(5, self.options.limit - (time.perf_counter() - self.start))
-
     def result(self, job):
         """What a finished training wrote down, shortened. Raises: Failed."""
         job.wait(self.left())
         run = json.loads((job.output / "run.json").read_text(encoding="utf-8"))
+        by_process = {
+            name: [process[name] for process in run["by_process"]]
+            for name in ("peak_gib", "loading_peak_gib", "tokens", "tokens_by_step")
+        }
+        kept = ("resumed_at_step", "processes", "attention", "cuda_graphs")
         return {
             "losses": [row["loss"] for row in run["log"]],
-            "peak_gib": [process["peak_gib"] for process in run["by_process"]],
-            "loading_peak_gib": [p["loading_peak_gib"] for p in run["by_process"]],
-            "tokens": [process["tokens"] for process in run["by_process"]],
-            "resumed_at_step": run["resumed_at_step"],
-            "before_training_seconds": job.seconds - run["seconds"],
-            "processes": run["processes"],
-            "attention": run["attention"],
+            **by_process,
+            **{name: run[name] for name in kept},
             "compiled": run["compile_layers"],
-            "cuda_graphs": run["cuda_graphs"],
+            "before_training_seconds": job.seconds - run["seconds"],
             "ends": [row["seconds"] for row in run["log"]],
         }
-
-    def timed_result(self, job):
-        found = self.result(job)
-        sizes = self.options.sizes
-        seconds = found["ends"][-1] - found["ends"][sizes.warmup - 1]
-        pairs = sizes.batch * (sizes.steps - sizes.warmup)
-        found["seconds_per_1000_pairs"] = 1000 * seconds / pairs
-        return found
-
-    def compared(self, found, name):
-        """Losses against those of an earlier part, and what else can be compared."""
-        other = self.record["parts"].get(name, {})
-        if "losses" not in other:
-            return {"compared": f"{name} failed"}
-        out = same_losses(found["losses"], other["losses"], name)
-        key = "seconds_per_1000_pairs"
-        if key in found and key in other:
-            out["scaling"] = other[key] / found[key]
-        return out
-
-    def killed(self, small):
-        """Kill one process of two in mid-run: how and when does the other end?"""
-        job = self.train("killed", "0,1", *self.kept(), config="ddp", small=small)
-        checkpoint = f"checkpoint-{self.options.sizes.killed_saved}"
-        job.wait_for(job.output / checkpoint / "trainer_state.json", self.left())
-        job.kill_rank("1")
-        killed = time.perf_counter()
-        try:
-            status = job.process.wait(min(60, self.left()))
-        except subprocess.TimeoutExpired:
-            job.stop()
-            raise Failed(f"the other did not end. {job.last_words()}") from None
-        seconds = time.perf_counter() - killed
-        said = [line for line in job.text().splitlines() if "--resume" in line]
-        if status == 0 or not said:
-            raise Failed(f"exit status {status}. {job.last_words()}")
-        message = said[0].replace(str(self.folder), "")
-        return {"exit_status": status, "seconds_to_end": seconds, "message": message}
-
-    def resumed(self, small, whole):
-        """Go on from the killed run's checkpoint, and compare with an undisturbed run.
-
-        whole: the Job of that run, on one GPU.
-        """
-        job = self.train(
-            "killed-resumed", "0,1", *self.kept(), "--resume", config="ddp", small=small
-        )
-        found, expected = self.result(job), self.result(whole)
-        out = same_losses(found["losses"], expected["losses"], "an undisturbed run")
-        return {"resumed_at_step": found["resumed_at_step"], **out} | {
-            "losses": found["losses"]
-        }
-
-    def loaded(self, step):
-        """Loss of FSDP's checkpoint on one GPU, on the pairs of the step after it."""
-        checkpoint = self.folder / "two-gpus-fsdp" / f"checkpoint-{step}"
-        command = [
-            sys.executable,
-            __file__,
-            str(self.options.twin.resolve()),
-            "--loss-of",
-            str(checkpoint),
-            "--pairs-file",
-            str(self.pairs),
-        ]
-        if self.options.rehearse:
-            command += ["--rehearse", "--out", os.devnull]
-        job = self.start_job("loaded", command, "0", None)
-        job.wait(self.left())
-        found = re.search(r"LOSS ([\d.]+)", job.text())
-        if not found:
-            raise Failed(f"no loss. {job.last_words()}")
-        fsdp = self.record["parts"]["two GPUs, FSDP2, 16 bit"]["losses"][step]
-        name = "the same step under FSDP2"
-        losses = [float(found[1])]
-        return {"losses": losses, **same_losses(losses, [fsdp], name)}
 
 
 class Job:
@@ -473,7 +456,7 @@ class Job:
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
             "COURSE_BASE_MODEL": str(bench.options.twin.resolve()),
-            "CUDA_VISIBLE_DEVICES": gpus,
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
             # What one run compiles the next one finds.
             "TORCHINDUCTOR_CACHE_DIR": str(bench.folder / "inductor"),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -533,7 +516,14 @@ class Job:
         raise Failed(f"there is no process of rank {rank}")
 
 
-def same_losses(found, expected, name):
+def launcher(config: str, processes: int) -> list[str]:
+    """The command that starts `processes` processes under a shipped configuration."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(config_path(config)), "--main_process_port", "0"]
+    return [*command, "--num_processes", str(processes)]
+
+
+def same_losses(found: list[float], expected: list[float], name: str) -> dict:
     """How far losses are apart. Raises: Failed if they are not the same."""
     if len(found) != len(expected):
         raise Failed(f"{len(found)} losses, {name} has {len(expected)}")
@@ -549,6 +539,16 @@ def same_losses(found, expected, name):
     }
 
 
+def even_share(tokens_by_rank: list[list[int]]) -> float:
+    """Scaling if time were tokens, and each step waited for the process with most.
+
+    tokens_by_rank: for each process, its tokens of every step. Returns: at most the
+        number of processes, which it is when all have the same.
+    """
+    steps = list(zip(*tokens_by_rank, strict=True))
+    return sum(map(sum, steps)) / sum(map(max, steps))
+
+
 def mean(values):
     return math.fsum(values) / len(values)
 
@@ -558,7 +558,7 @@ def twin_shape(options):
     return config.get("random_weights", "not a twin of the course")
 
 
-def print_loss_of(options):
+def print_loss_of(options: argparse.Namespace) -> int:
     """In a process of its own: the loss of an adapter on the step after its last."""
     checkpoint, sizes = options.loss_of, options.sizes
     import torch
@@ -571,27 +571,13 @@ def print_loss_of(options):
 
     step = int(checkpoint.name.rpartition("-")[2])
     asked = train_options.parse(
-        [
-            "--profile",
-            "a100",
-            "--pairs-file",
-            str(options.pairs_file),
-            "--sixteen-bit",
-            "--batch-size",
-            str(sizes.batch),
-            "--micro-batch",
-            str(sizes.micro_batch),
-            "--optim",
-            "adamw_torch",
-            "--adapter",
-            str(checkpoint),
-            "--output",
-            str(checkpoint.with_name("loaded")),
-        ]
+        f"--profile a100 --pairs-file {options.pairs_file} --sixteen-bit "
+        f"--batch-size {sizes.batch} --micro-batch {sizes.micro_batch} "
+        f"--optim adamw_torch --adapter {checkpoint} "
+        f"--output {checkpoint.with_name('loaded')}".split()
     )
     profile = train_options.choose_profile(asked).profile
-    plan = preparing.plan(asked, profile)
-    trainer, _, _ = preparing.prepare(asked, profile, *plan)
+    trainer, _, _ = preparing.prepare(asked, profile, *preparing.plan(asked, profile))
     trainer.model.eval()
     each = trainer.args.gradient_accumulation_steps
     batches = islice(trainer.get_train_dataloader(), step * each, (step + 1) * each)
@@ -605,7 +591,7 @@ def print_loss_of(options):
     return 0
 
 
-def table(record):
+def table(record: dict) -> str:
     """The results as text, one line per part."""
     heads = ("part", "s per 1,000 pairs", "scaling", "losses apart", "peak GiB", "note")
     lines = [heads]
@@ -614,11 +600,14 @@ def table(record):
             lines.append((name, "-", "-", "-", "-", "failed"))
             continue
         peaks = [f"{p:.1f}" for p in part.get("peak_gib", []) if p is not None]
-        tokens = part.get("tokens", [])
-        note = f"tokens {' and '.join(f'{t:,}' for t in tokens)}" if tokens else ""
+        note = ""
+        if "scaling_if_only_uneven" in part:
+            note = f"{part['scaling_if_only_uneven']:.2f} if only pairs were uneven"
         if "seconds_to_end" in part:
             seconds, status = part["seconds_to_end"], part["exit_status"]
             note = f"ended after {seconds:.1f} s, status {status}"
+        if "milliseconds" in part:
+            note = f"{part['milliseconds']:.2f} ms for {part['mib']:.0f} MiB"
         lines.append(
             (
                 name,

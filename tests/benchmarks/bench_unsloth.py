@@ -45,7 +45,7 @@ def main(job):
     model, _ = FastLanguageModel.from_pretrained(
         job["checkpoint"],
         max_seq_length=recipe["max_length"],
-        load_in_4bit=True,
+        load_in_4bit=job["four_bit"],
         local_files_only=True,
     )
     model = FastLanguageModel.get_peft_model(
@@ -78,12 +78,19 @@ def main(job):
         processing_class=PreTrainedTokenizerFast.from_pretrained(job["tokenizer"]),
         callbacks=[clock],
     )
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if job["start"]:
+        adapter = torch.load(job["start"])
+        if trained.keys() != adapter.keys():
+            raise ValueError(f"other names: {sorted(trained.keys() ^ adapter.keys())}")
+        for name, parameter in trained.items():
+            parameter.data.copy_(adapter[name])
     trainer.data_collator = counted = CountingCollator(trainer.data_collator)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     ready = time.perf_counter()
     trainer.train()
-    trained = time.perf_counter()
+    done = time.perf_counter()
     timed = clock.results()
     batches = bench_clock.laps_of(
         counted.batches, warmup, steps, laps, recipe["gradient_accumulation_steps"]
@@ -94,12 +101,23 @@ def main(job):
     timed[0] |= {
         "building_seconds": ready - start,
         # With the steps after the laps, if there are any.
-        "warmup_seconds": trained - ready - all_laps,
+        "warmup_seconds": done - ready - all_laps,
         "mean_loss": trainer.state.log_history[-1]["train_loss"],
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+        "losses": [r["loss"] for r in trainer.state.log_history if "loss" in r],
         "unsloth": importlib.metadata.version("unsloth"),
     }
+    if job["start"]:
+        with torch.no_grad():
+            losses = [
+                float(trainer.compute_loss(trainer.model, batch))
+                for batch in trainer.get_train_dataloader()
+            ]
+        timed[0]["own_loss"] = sum(losses) / len(losses)
+        timed[0]["adapter"] = str(Path(job["folder"]) / "adapter.pt")
+        values = {n: p.detach().float().cpu() for n, p in trained.items()}
+        torch.save(values, timed[0]["adapter"])
     print(json.dumps(timed), flush=True)
 
 
