@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_llama import tiny_model
+from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import AutoTokenizer
 
 from course_utils import lab
@@ -25,7 +27,7 @@ from course_utils.data import mixing
 from course_utils.setup import profiles
 from course_utils.training import __main__ as command
 from course_utils.training import lost, options, preparing, reading, resilience, run
-from course_utils.training.batches import Shares, share
+from course_utils.training.batches import EvenSteps, Shares, even_order, share
 
 FSDP_ON_CPU = Path(__file__).parent / "helpers" / "train_fsdp_on_cpu.py"
 # Rows so short that the two processes have different numbers of them.
@@ -730,3 +732,29 @@ def test_what_fsdp_cannot_do_is_refused(environment, arguments, message, monkeyp
         profile = profiles.replace(profile, nf4=False)
     with pytest.raises(ValueError, match=message):
         preparing.require_fsdp_to_fit(asked, profile)
+
+
+def test_processes_get_equally_many_micro_batches_of_about_equal_work():
+    chance = random.Random(0)
+    for processes, each in ((1, 4), (2, 3), (4, 2), (4, 8), (8, 2)):
+        tokens = [chance.randint(100, 900) for _ in range(processes * each)]
+        order = even_order(tokens, processes)
+        assert sorted(order) == list(range(len(tokens)))
+        sums = [sum(tokens[n] for n in order[r::processes]) for r in range(processes)]
+        as_they_come = [sum(tokens[r::processes]) for r in range(processes)]
+        assert max(sums) <= max(as_they_come)
+        assert max(sums) - min(sums) <= max(tokens) - min(tokens)
+    assert even_order([9, 1, 8, 2], 2) == [0, 2, 1, 3]  # 9 + 1 and 8 + 2
+
+
+def test_the_first_and_an_unfinished_step_stay_as_they_are():
+    tokens = [9, 9, 1, 1] * 3 + [9, 1, 1]
+    batches = BatchSampler(SequentialSampler(tokens), batch_size=1, drop_last=False)
+    even = EvenSteps(batches, tokens, processes=2, accumulation=2)
+    found = [tokens[n] for (n,) in even]
+    assert found == [9, 9, 1, 1, *[9, 9, 1, 1] * 2, 9, 1, 1]
+    tokens = [9, 1, 9, 1] * 3 + [9, 1, 1]
+    even = EvenSteps(batches, tokens, processes=2, accumulation=2)
+    found = [tokens[n] for (n,) in even]
+    assert found == [9, 1, 9, 1, *[9, 9, 1, 1] * 2, 9, 1, 1]
+    assert len(even) == 15 and even.sampler is batches.sampler

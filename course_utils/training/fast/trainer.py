@@ -19,12 +19,15 @@ import contextlib
 import functools
 from dataclasses import replace
 
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
+from accelerate.data_loader import BatchSamplerShard
 
 from course_utils import orpo
 from course_utils.models import memory
 from course_utils.training import packing
+from course_utils.training.batches import EvenSteps
 from course_utils.training.fast import attention, cpu_embedding, graphs, head, waits
 from course_utils.training.fast.config import (
     FastTrainingConfig,
@@ -172,6 +175,22 @@ class PackedORPOTrainer(ORPOTrainer):
                 self.unpatch()
 
     # ---- one optimizer step ----
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        shard = loader.batch_sampler
+        if isinstance(shard, BatchSamplerShard) and self.fast_config.packing:
+            sides = ("chosen_input_ids", "rejected_input_ids")
+            columns = self.train_dataset.with_format("arrow").select_columns([*sides])
+            table = columns[:]
+            lengths = [pc.list_value_length(table[side]) for side in sides]
+            shard.batch_sampler = EvenSteps(
+                shard.batch_sampler,
+                pc.add(*lengths).to_pylist(),
+                self.args.world_size,
+                self.args.gradient_accumulation_steps,
+            )
+        return loader
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
