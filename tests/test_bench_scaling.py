@@ -70,7 +70,7 @@ def test_every_process_must_have_whole_micro_batches(tmp_path, capsys):
     for wrong in (["3"], ["1"], ["0"]):
         with pytest.raises(SystemExit):
             bench_scaling.parse([str(tmp_path), "--gpus", *wrong])
-        assert "each a divisor of 8" in capsys.readouterr().err
+        assert "each a divisor of 16" in capsys.readouterr().err
 
 
 def test_a_job_that_takes_too_long_is_ended_with_what_it_said(tmp_path):

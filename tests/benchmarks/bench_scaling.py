@@ -50,7 +50,7 @@ class Sizes:
     """
 
     batch: int = 64
-    micro_batch: int = 8
+    micro_batch: int = 4
     steps: int = 9
     warmup: int = 3
     fsdp_steps: int = 5
