@@ -1,4 +1,4 @@
-"""What a learner sees: JupyterLab as `make lab` opens it, and the pages, in a browser."""
+"""What a learner sees in a browser: JupyterLab as `make lab` opens it, and pages."""
 
 import json
 import os
