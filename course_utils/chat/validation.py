@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from course_utils.chat.tokens import TokenizedPair, scored_ids, tokenize_pair
 from course_utils.data import texts
@@ -22,7 +23,10 @@ class _Problem(Exception):
 
 
 def check_pairs(
-    pairs: Iterable[dict], tokenizer, max_length: int, on_problem: str = "raise"
+    pairs: Iterable[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    on_problem: str = "raise",
 ) -> tuple[list[dict], texts.Dropped]:
     """Refuse pairs that would train on something else than they say.
 
@@ -182,7 +186,9 @@ def _messages(pair, field, control):
 
 
 def assert_labels_hold_no_user_text(
-    trainer_or_rows, tokenizer, pairs: list[dict]
+    trainer_or_rows: object,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[dict],
 ) -> int:
     """Prove that the scored tokens are the answers, and nothing of the prompt.
 

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from course_utils.data import sources
 from course_utils.publishing import licence
-from course_utils.setup.profiles import is_hub_id
+from course_utils.setup.profiles import WORLD, is_hub_id
 
 NOT_MEASURED = "not measured"
 REQUIRED = ("name", "base_model", "license", "data", "settings")
@@ -39,7 +39,7 @@ def describe_sources(pairs: list[dict], data: str) -> dict[str, dict]:
         if name not in found:
             own = {"license": "apache-2.0", "repo": "the course's small world"}
             theirs = {"license": cards[name].license, "repo": cards[name].repo}
-            found[name] = {"pairs": 0, **(own if data == "world" else theirs)}
+            found[name] = {"pairs": 0, **(own if data == WORLD else theirs)}
         found[name]["pairs"] += 1
     return found
 

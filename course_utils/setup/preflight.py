@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +48,7 @@ class Report:
     findings: tuple
     minutes: dict
 
-    @property
-    def headline(self):
-        """The profile, its reason and the number of warnings, in one line."""
-        warnings = sum(finding.verdict == WARNING for finding in self.findings)
-        profile, reason = self.choice
-        return f"profile {profile.name}: {reason} ({warnings} warnings)"
-
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [(f.name, f.verdict, f.value, f.advice) for f in self.findings]
         width = max(len(row[0]) for row in rows)
         lines = []
@@ -78,7 +72,12 @@ class Report:
         return f"<table>{rows}</table>"
 
 
-def check(environ=None, hardware=None, thorough=False, installed_version=None):
+def check(
+    environ: Mapping[str, str] | None = None,
+    hardware: profiles.Hardware | None = None,
+    thorough: bool = False,
+    installed_version: Callable[[str], str] | None = None,
+) -> Report:
     """Look at everything that can be wrong before a notebook begins.
 
     environ: where the COURSE_ and HF_ variables are looked up. hardware: a
@@ -111,7 +110,7 @@ def check(environ=None, hardware=None, thorough=False, installed_version=None):
     return Report(choice, hardware, tuple(findings), recorded_minutes())
 
 
-def requirements():
+def requirements() -> list[Requirement]:
     """The packaging Requirements of the notebooks: the package's and the extra's.
 
     Read from the installed distribution, or else from the clone's pyproject.toml.
@@ -126,7 +125,7 @@ def requirements():
     return [r for r in parsed if r.marker is None or r.marker.evaluate(course)]
 
 
-def recorded_minutes():
+def recorded_minutes() -> dict[str, tuple[float, str]]:
     """{notebook: (minutes, profile)} of the committed notebooks that recorded a run."""
     if not places.in_checkout():
         return {}
@@ -242,7 +241,7 @@ def _memory(profile, hardware):
     return Finding("memory", value, WARNING, advice)
 
 
-def free_memory_gib(hardware):
+def free_memory_gib(hardware: profiles.Hardware) -> float:
     """Free memory of the GPU, or of the machine where there is none."""
     if hardware.cuda:
         import torch

@@ -73,7 +73,7 @@ def _is_world(mix):
 def _license(mix):
     """One licence where all sources share it, else the hub's word for a mixture."""
     if _is_world(mix):
-        return sources.card_of("world")["license"]
+        return sources.card_of(WORLD)["license"]
     found = {card.license for card in mix.cards.values()}
     return found.pop() if len(found) == 1 else "other"
 

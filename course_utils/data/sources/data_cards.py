@@ -244,7 +244,7 @@ def _shown(value):
     return {dict: "a mapping", list: "a list"}.get(type(value), type(value).__name__)
 
 
-def kind_of(feature) -> str:
+def kind_of(feature: object) -> str:
     """What a column holds, in a word: int64 and float64 ratings are both numbers.
 
     feature: of `datasets`.

@@ -46,7 +46,9 @@ def ask(source: str, rng: random.Random, split: str) -> tuple:
     return rng.choices(kinds, shares)[0].sample(rng, split)
 
 
-def write_answer(task, flaws: tuple, voice: Callable, rng: random.Random) -> str:
+def write_answer(
+    task: tasks.Task, flaws: tuple, voice: Callable, rng: random.Random
+) -> str:
     """An answer with the given flaws. voice: function that picks one for each part."""
     wrong, rude, rambling = flaws
     opener = pick(rng, (phrases.RUDE if rude else phrases.POLITE)[voice()])
