@@ -29,7 +29,9 @@ def loss_by_definition(
     device, sides = model.device, {}
     for side in ("chosen", "rejected"):
         # Labels (B, T): of prompt and answer, and of the answer alone.
-        everything = _padded([getattr(row, f"{side}_input_ids") for row in rows], device)
+        everything = _padded(
+            [getattr(row, f"{side}_input_ids") for row in rows], device
+        )
         answers = _padded([getattr(row, f"{side}_labels") for row in rows], device)
         present = everything != orpo.IGNORE_INDEX
         ids = everything.masked_fill(~present, 0)
