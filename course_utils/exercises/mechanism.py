@@ -81,15 +81,10 @@ def exercise(
     solution: Callable,
     mistakes: dict[str, object],
     *,
-    hints: tuple[str, str],
-    minutes: int,
-    difficulty: int,
-    trains: str,
     value: bool = False,
-    recipe: Callable | None = None,
-    material: Callable | None = None,
+    **card: object,
 ) -> Callable[[Callable], Callable]:
-    """Decorator that registers a check; see `Exercise` for what the arguments mean.
+    """Decorator that registers a check; `card` are the other fields of `Exercise`.
 
     solution: the function that solves it; with value=True, a function without arguments
         that returns the value to fill in. mistakes: at least two, a hunt's at least
@@ -99,12 +94,13 @@ def exercise(
     The check prints "not attempted yet" for an untouched stub, table or recipe, prints
     "correct" if the body raises nothing, and raises `Feedback` otherwise.
     """
+    recipe = card.get("recipe")
     needed = 3 if recipe else 2
     if number in EXERCISES:
         raise ValueError(f"exercise {number} is registered twice.")
     if len(mistakes) < needed:
         raise ValueError(f"exercise {number} needs {needed} typical mistakes or more.")
-    if len(hints) != 2:
+    if len(card["hints"]) != 2:
         raise ValueError(f"exercise {number} needs two hints, the second stronger.")
 
     def register(body):
@@ -127,19 +123,8 @@ def exercise(
             else:
                 print(f"{number}: correct")
 
-        EXERCISES[number] = Exercise(
-            number,
-            check,
-            solution() if value else solution,
-            mistakes,
-            inspect.getsource(solution),
-            hints,
-            minutes,
-            difficulty,
-            trains,
-            recipe,
-            material,
-        )
+        answer, source = solution() if value else solution, inspect.getsource(solution)
+        EXERCISES[number] = Exercise(number, check, answer, mistakes, source, **card)
         return check
 
     return register
