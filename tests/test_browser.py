@@ -201,6 +201,11 @@ def page():
 
 
 OVERFLOWING = "document.documentElement.scrollWidth - innerWidth"
+# What is wider than its place and does not scroll cannot be read.
+CUT_OFF = """[...document.querySelectorAll("main *")].filter(e =>
+    e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX == "hidden"
+    && !e.closest("[class*=MathJax]"))  // formulas carry a hidden copy for listeners
+    .map(e => e.textContent.trim().slice(0, 60))"""
 # A picture without an alternative text is its file's name, or nothing, to a listener.
 SILENT = "[...document.images].filter(image => !image.alt).length"
 
@@ -220,6 +225,7 @@ def test_a_page_is_read_in_light_and_dark_at_desk_and_on_a_phone(page, tmp_path,
             # 4.5 is WCAG's least for text.
             assert page.run(f"({CONTRAST})(4.5)") == [], (width, dark)
             assert page.run(OVERFLOWING) <= 0, (width, dark)
+        assert page.run(CUT_OFF) == [], width
     assert page.run("document.images.length") and page.run(SILENT) == 0
 
 

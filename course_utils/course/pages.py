@@ -48,6 +48,7 @@ main { max-width: 62rem; margin: 0 auto; }
 .jp-RenderedImage img { max-width: 100%; }
 /* A wide table or line scrolls by itself, so that the page fits a phone. */
 .jp-RenderedHTMLCommon table { display: block; max-width: 100%; overflow-x: auto; }
+.jp-InputArea .highlight { overflow-x: auto; }
 .jp-OutputArea-output pre { overflow-x: auto; white-space: pre; }
 .course-answer > summary { margin: .3rem 0 .3rem 1rem; font-family: system-ui; }
 .course-nav { max-width: 62rem; margin: 0 auto; padding: .5rem 1rem;
