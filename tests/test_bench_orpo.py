@@ -6,9 +6,11 @@ import json
 import bench_orpo
 import bench_parts
 import pytest
+from trl_orpo import trl_orpo
 
 
 def test_the_benchmark_runs_from_end_to_end(tmp_path, capsys):
+    trl_orpo()
     file = tmp_path / "results" / "tiny.json"
     arms = ["--arms", "stock", "fast", "lean"]
     few = ["--warmup", "1", "--steps", "1", "--pairs", "8"]
@@ -36,6 +38,7 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path, capsys):
 
 
 def test_a_profile_accounts_for_the_step_after_the_timed_ones(tmp_path):
+    trl_orpo()
     few = ["--warmup", "1", "--steps", "1", "--laps", "2", "--pairs", "8", "--profile"]
     record = bench_orpo.main(["--shape", "tiny", *few, "--arms", "stock", "fast"])
     for arm in record["arms"].values():

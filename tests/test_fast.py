@@ -409,6 +409,7 @@ def test_data_parallel_in_one_process_is_refused(tmp_path):
 
 
 def test_two_processes_equal_trl(tmp_path):
+    trl_orpo()
     """DDP on the CPU: several rows per step, a different number in either process."""
     command = [
         sys.executable,
