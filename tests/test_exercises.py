@@ -20,7 +20,8 @@ MISTAKES = [
 @pytest.mark.parametrize("exercise", EXERCISES, ids=NUMBERS)
 def test_the_solution_passes(exercise, capsys):
     exercise.check(exercise.answer)
-    assert capsys.readouterr().out == f"{exercise.number}: correct\n"
+    # The first check that imports TRL lets its libraries print a line before.
+    assert capsys.readouterr().out.endswith(f"{exercise.number}: correct\n")
 
 
 @pytest.mark.parametrize(("exercise", "phrase", "wrong"), MISTAKES)
