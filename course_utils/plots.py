@@ -18,6 +18,15 @@ COLOURS = {
     "ORPO": "#000000",
 }
 STYLES = {"chosen": "-", "rejected": "--"}
+# Colour and hatch of a bar's parts, told apart in grey: greys for what is frozen, blues
+# for what training adds.
+PARTS = (
+    ("#333333", ""),
+    ("#7f7f7f", ""),
+    ("#0072b2", "///"),
+    ("#56b4e9", "..."),
+    ("#bfe3f7", ""),
+)
 
 
 def tidy(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
@@ -140,14 +149,13 @@ def stacked_gib(
     label) of a card. Raises: ValueError for more parts.
     """
     parts = list(next(iter(bills.values())))
-    # Greys for what is frozen, blues for what training adds.
-    colours = ["#333333", "#7f7f7f", "#0072b2", "#56b4e9", "#bfe3f7"]
-    if len(parts) > len(colours):
-        raise ValueError(f"{len(parts)} parts, and colours for {len(colours)} only.")
+    if len(parts) > len(PARTS):
+        raise ValueError(f"{len(parts)} parts, and colours for {len(PARTS)} only.")
     left = [0.0] * len(bills)
-    for part, colour in zip(parts, colours, strict=False):
+    for part, (colour, hatch) in zip(parts, PARTS, strict=False):
         widths = [bill[part] for bill in bills.values()]
-        ax.barh(range(len(bills)), widths, left=left, color=colour, label=part)
+        look = {"color": colour, "hatch": hatch, "edgecolor": "white", "lw": 0.5}
+        ax.barh(range(len(bills)), widths, left=left, label=part, **look)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     for row, total in enumerate(left):

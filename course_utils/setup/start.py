@@ -1,5 +1,7 @@
 """What every notebook does first, in one call."""
 
+import os
+
 from course_utils.setup import hardware, profiles, quiet, threads
 
 
@@ -15,5 +17,7 @@ def begin(offline: bool = False) -> profiles.Choice:
     choice = profiles.choose()
     if offline or not choice.profile.needs_hub:
         hardware.stay_offline()
+        # What is left to show is a red bar per load of a model that takes a second.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet.hide_library_chatter()
     return choice
