@@ -45,6 +45,9 @@ def main(arguments=None):
     commands.add_parser("agenda", help="renew the minutes in notebooks/WORKSHOP.md")
     bundle = commands.add_parser("bundle", help="make a folder that installs offline")
     bundle.add_argument("folder", type=Path, help="a folder that is not there yet")
+    tried = commands.add_parser("versions", help="test old and new libraries")
+    tried.add_argument("names", nargs="*", metavar="SET", help="e.g. oldest-3.11")
+    tried.add_argument("--pin", action="append", default=[], help="e.g. torch==2.13.0")
     where = commands.add_parser("address", help="set the repository's address")
     where.add_argument("url", nargs="?", help="default: the clone's remote `origin`")
     where.add_argument("--revision", help="tag, branch or commit that Colab installs")
@@ -69,6 +72,8 @@ def main(arguments=None):
             return renew_agenda(root)
         if options.command == "bundle":
             return make_bundle(root, options.folder)
+        if options.command == "versions":
+            return test_versions(root, options.names, options.pin)
         if options.command == "promises":
             return renew_promises(root)
         if options.command == "address":
@@ -371,6 +376,17 @@ def make_bundle(root, folder):
         print("pip could not collect the wheels: see above. Nothing was left behind.")
         return error.returncode
     print(f"{folder}: {size / 2**20:,.0f} MB. Install there with: python install.py")
+    return 0
+
+
+def test_versions(root, names=(), pins=()):
+    """Test sets of versions, and renew the README's table of them. Returns: 0."""
+    from course_utils.course import notebooks, versions
+
+    versions.run(root, names, pins)
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    notebooks.write_text(readme, versions.updated(text))
     return 0
 
 
