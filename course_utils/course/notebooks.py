@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from copy import deepcopy
+from itertools import pairwise
 
 import jupytext
 import nbformat
@@ -27,6 +28,7 @@ NOTEBOOK_METADATA = {
     },
     "language_info": {"name": "python"},
 }
+PREDICT = "**Predict.**"
 PLACEHOLDERS = ("badge", "recorded", "source")
 # jupytext's own notes on blank lines: they shape the text and are not the author's.
 LAYOUT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker"}
@@ -49,6 +51,7 @@ def from_text(text, name="the text"):
     """A notebook without outputs, placeholders still in place, from py:percent text.
 
     Cell ids come from the cells' sources, so that a rebuild changes only what changed.
+    A code cell below a "Predict" hides its output until the reader asks for it.
     Raises: ValueError for a cell that is neither markdown nor code, or that carries
     metadata other than tags (it would be lost on the way).
     """
@@ -64,6 +67,10 @@ def from_text(text, name="the text"):
         new_cell = new_code_cell if cell.cell_type == "code" else new_markdown_cell
         tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
         cells.append(new_cell(cell.source, metadata=tags))
+    for before, cell in pairwise(cells):
+        if PREDICT in before.source and cell.cell_type == "code":
+            # JupyterLab shows three dots in the output's place, until a click.
+            cell.metadata.jupyter = {"outputs_hidden": True}
     notebook = new_notebook(cells=cells, metadata=deepcopy(NOTEBOOK_METADATA))
     _name_cells(notebook)
     return notebook
