@@ -34,6 +34,8 @@ def main(arguments=None):
         "--fresh", action="store_true", help="copy anew, keep the old copies beside"
     )
     lab.add_argument("--copy-only", action="store_true", help="do not open JupyterLab")
+    late = commands.add_parser("catch-up", help="join at a notebook, in seconds")
+    late.add_argument("number", help="the notebook to begin with, e.g. 05")
     commands.add_parser("promises", help="renew the README's table of promises")
     commands.add_parser("agenda", help="renew the minutes in notebooks/WORKSHOP.md")
     bundle = commands.add_parser("bundle", help="make a folder that installs offline")
@@ -63,6 +65,8 @@ def main(arguments=None):
             return run_tests(root, rest)
         if options.command == "lab":
             return open_lab(root, options.names, options.fresh, options.copy_only)
+        if options.command == "catch-up":
+            return catch_up(root, options.number)
         if options.command == "agenda":
             return renew_agenda(root)
         if options.command == "bundle":
@@ -117,6 +121,21 @@ def open_lab(root, names=(), fresh=False, copy_only=False):
     folder = str(root / working_copies.FOLDER)
     command = [sys.executable, "-m", "jupyterlab", folder]
     return subprocess.run(command, check=False).returncode
+
+
+def catch_up(root, number):
+    """Check the machine, and prepare what a late joiner needs. Returns: 0, or 1."""
+    from course_utils.course import notebooks, running, working_copies
+    from course_utils.setup import preflight
+
+    number = running.chosen(notebooks.notebook_files(root), [number])[0].stem[:2]
+    try:
+        print(preflight.check().headline)
+    except preflight.PreflightError as error:
+        print(error)
+        return 1
+    print(*working_copies.catch_up(root, number), sep="\n")
+    return 0
 
 
 def renew_promises(root):
