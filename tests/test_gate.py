@@ -88,7 +88,8 @@ def test_a_faithful_merge_passes_in_a_new_process(observation, folder, tokenizer
     assert d.kl.value < 1e-9 and d.max_logit_difference < 1e-3
     assert d.same_answers.value == d.same_next_token == d.stop_is_argmax == d.ended == 1
     record = gate.require_passed(folder)
-    assert len(record["checks"]) == len(found.checks) == 15
+    names = [check["name"] for check in record["checks"]]
+    assert names == [check.name for check in found.checks] and len(names) > 1
     assert record["run"]["command"] == "a test"
     assert record["measured"]["distance"]["kl"]["n"] == 3
     assert sorted(record["files"])[:2] == ["chat_template.jinja", "config.json"]

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from test_profiles import CPU, card
@@ -120,6 +121,25 @@ def test_local_folders_need_neither_hub_nor_disk(lab, versions):
     environ["COURSE_PROFILE"] = "l4"
     names = {finding.name for finding in run(versions, environ).findings}
     assert "hub" not in names and "disk" not in names
+
+
+@pytest.mark.parametrize(
+    "capability, installed, words",
+    [
+        (None, True, "sdpa (no CUDA GPU"),
+        ((7, 5), True, "sdpa (FlashAttention 2 needs capability 8.0"),
+        ((8, 9), False, "sdpa (flash-attn is not installed"),
+        ((8, 9), True, "flash_attention_2 (flash-attn is installed"),
+    ],
+)
+def test_attention_is_named_with_its_reason(monkeypatch, capability, installed, words):
+    def find_spec(name):
+        assert name == "flash_attn"
+        return object() if installed else None
+
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", find_spec)
+    found = preflight._attention(replace(CPU, capability=capability))
+    assert found.verdict == "ok" and found.value.startswith(words)
 
 
 def test_little_memory_warns(lab, versions, monkeypatch):

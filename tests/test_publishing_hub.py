@@ -10,7 +10,7 @@ import re
 
 import pytest
 from hub import TOKEN, Hub
-from publishable import AGREEMENT, CURVES, LLAMA, RESULTS, model_folder
+from publishable import AGREEMENT, CURVES, LLAMA, RESULTS, model_folder, noise
 
 from course_utils import publishing
 
@@ -94,7 +94,7 @@ def test_private_then_equal_byte_by_byte(hub, learner, folder):
 
 
 def test_a_cut_connection_and_then_only_what_is_missing(hub, learner, folder):
-    (folder / "model-2.safetensors").write_bytes(b"second" * 100_000)
+    (folder / "model-2.safetensors").write_bytes(noise("second", 600_000))
     model_folder(
         folder, json.loads((folder / "results.json").read_text(encoding="utf-8"))
     )
@@ -114,7 +114,7 @@ def test_a_cut_connection_and_then_only_what_is_missing(hub, learner, folder):
     assert "exists already" in learner.publish(folder)["said"]
     assert "error" not in learner.publish(folder, into_existing=True)
     (again,) = hub.seen(kind="put")
-    assert first in again.path and again.received == 3_000_000
+    assert first in again.path and again.received > 3_000_000  # all of it
     assert len(hub.files(name_of(folder))) == len(publishing.upload(folder).files)
 
 

@@ -140,7 +140,7 @@ def _right(score):
             lambda lls, choices, gold: 1 - solutions.acc_norm(lls, choices, gold)
         ),
         "return one number": lambda lls, choices, gold: "right",
-        "wrong: return 1 or 0": lambda lls, choices, gold: 1,
+        "wrong on these items; return 1 or 0": lambda lls, choices, gold: 1,
     },
 )
 def acc_norm(attempt: Callable) -> None:

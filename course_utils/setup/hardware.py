@@ -61,6 +61,25 @@ def has_bf16(hardware: Hardware) -> bool:
     return bool(hardware.cuda) and tuple(hardware.capability) >= BF16_CAPABILITY
 
 
+def attention_implementation(
+    capability: tuple[int, int] | None, flash_available: bool
+) -> tuple[str, str]:
+    """Which attention to ask transformers for, and why.
+
+    capability: the GPU's compute capability, such as (8, 9), or None without one.
+    flash_available: is flash-attn 2 installed?
+    Returns: (name for attn_implementation, reason).
+    """
+    if capability is None:
+        return "sdpa", "no CUDA GPU: PyTorch's own attention"
+    if tuple(capability) < (8, 0):
+        shown = ".".join(map(str, capability))
+        return "sdpa", f"FlashAttention 2 needs capability 8.0, this GPU has {shown}"
+    if not flash_available:
+        return "sdpa", "flash-attn is not installed; PyTorch's SDPA is fused as well"
+    return "flash_attention_2", "flash-attn is installed and the GPU can run it"
+
+
 def is_offline(environ: Mapping[str, str] | None = None, timeout: float = 2.0) -> bool:
     """Is the hub out of reach: told so by HF_HUB_OFFLINE, or no answer to one request?
 

@@ -5,6 +5,7 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
+DRIVE = Path("/content/drive/MyDrive")  # where Colab shows a mounted Google Drive
 
 
 def in_checkout() -> bool:
@@ -23,6 +24,25 @@ def checkout() -> Path:
             f"clone {repository()} and install from there with `pip install -e .`."
         )
     return PACKAGE.parent
+
+
+def keep_outputs_on_drive(here: Path, drive: Path = DRIVE) -> str:
+    """Let `outputs`, where notebooks write, lie on Google Drive, where it is mounted.
+
+    here: the notebooks' folder. A folder `outputs` that is there already stays as it
+    is. Returns: a sentence that says where outputs are kept, empty without a Drive.
+    """
+    if not drive.is_dir():
+        return ""
+    outputs, kept = here / "outputs", drive / "orpo-course" / "outputs"
+    if outputs.is_symlink() and not outputs.exists():
+        outputs.unlink()  # it leads to a Drive that is no longer there
+    if not outputs.exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        outputs.symlink_to(kept, target_is_directory=True)
+    if outputs.resolve() != kept.resolve():
+        return "outputs stay on this machine: the folder was there before the Drive"
+    return "outputs are kept on Drive, in orpo-course/outputs"
 
 
 def data_cards() -> Path:

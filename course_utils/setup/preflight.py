@@ -16,6 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from course_utils.setup import places, profiles, threads
+from course_utils.setup.hardware import attention_implementation
 
 DISTRIBUTION = "orpo-course"
 OK, WARNING, PROBLEM = "ok", "warning", "PROBLEM"
@@ -104,6 +105,7 @@ def check(
     if choice:
         findings.append(Finding("profile", f"{choice.profile.name} ({choice.reason})"))
         findings += _needs(choice.profile, hardware, environ)
+        findings.append(_attention(hardware))
     problems = [finding for finding in findings if finding.verdict == PROBLEM]
     if problems:
         listed = "\n".join(f"- {f.name}: {f.value}. {f.advice}" for f in problems)
@@ -216,6 +218,13 @@ def _needs(profile, hardware, environ):
     if profile.needs_hub:
         yield _disk(profile, environ)
         yield _hub(profile, environ)
+
+
+def _attention(hardware):
+    """Which attention the model is loaded with, and why; flash-attn is optional."""
+    flash = importlib.util.find_spec("flash_attn") is not None
+    name, reason = attention_implementation(hardware.capability, flash)
+    return Finding("attention", f"{name} ({reason})")
 
 
 def _local_model(profile):
