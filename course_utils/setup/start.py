@@ -1,5 +1,6 @@
 """What every notebook does first, in one call."""
 
+import os
 from pathlib import Path
 
 from course_utils.setup import hardware, places, profiles, quiet, threads
@@ -18,6 +19,8 @@ def begin(offline: bool = False) -> profiles.Choice:
     choice = profiles.choose()
     if offline or not choice.profile.needs_hub:
         hardware.stay_offline()
+        # What is left to show is a red bar per load of a model that takes a second.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet.hide_library_chatter()
     kept = places.keep_outputs_on_drive(Path.cwd())
     return choice._replace(reason="; ".join(filter(None, [choice.reason, kept])))
