@@ -38,16 +38,16 @@ class Progress:
         self.start = self.last = time.monotonic()
         print(f"{name}: started", end="" if self.terminal else "\n", flush=True)
 
-    def seconds(self):
+    def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def __call__(self, done, total):
+    def __call__(self, done: int, total: int) -> None:
         pause = 1 if self.terminal else LOG_SECONDS
         if time.monotonic() - self.last >= pause:
             self.last = time.monotonic()
             self._say(f"{done}/{total} cells, {self.seconds() / 60:.1f} min")
 
-    def end(self, trouble=""):
+    def end(self, trouble: str = "") -> None:
         self._say(trouble or f"done in {self.seconds() / 60:.1f} min")
         if self.terminal:
             print(flush=True)
