@@ -72,7 +72,7 @@ def make(
         subprocess.run(pip, check=True)
         for wheel in wheels.glob("orpo_course-*.whl"):
             wheel.unlink()  # the clone itself is used
-        _copy_clone(root, partial / "course")
+        copy_tracked(root, partial / "course")
         pages = root / "build" / "html"
         if pages.is_dir():
             shutil.copytree(pages, partial / "pages")
@@ -82,8 +82,8 @@ def make(
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _copy_clone(root, target):
-    """What git tracks, as it is in the working folder."""
+def copy_tracked(root: Path, target: Path) -> None:
+    """Copy what git tracks, as it is in the working folder."""
     listed = subprocess.run(
         ["git", "-C", str(root), "ls-files", "-z"], check=True, capture_output=True
     ).stdout.decode("utf-8")

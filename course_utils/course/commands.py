@@ -35,10 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--fresh", action="store_true", help="copy anew, keep the old copies beside"
     )
     lab.add_argument("--copy-only", action="store_true", help="do not open JupyterLab")
+    late = commands.add_parser("catch-up", help="join at a notebook, in seconds")
+    late.add_argument("number", help="the notebook to begin with, e.g. 05")
     commands.add_parser("promises", help="renew the README's table of promises")
     commands.add_parser("agenda", help="renew the minutes in notebooks/WORKSHOP.md")
     bundle = commands.add_parser("bundle", help="make a folder that installs offline")
     bundle.add_argument("folder", type=Path, help="a folder that is not there yet")
+    tried = commands.add_parser("versions", help="test old and new libraries")
+    tried.add_argument("names", nargs="*", metavar="SET", help="e.g. oldest-3.11")
+    tried.add_argument("--pin", action="append", default=[], help="e.g. torch==2.13.0")
     where = commands.add_parser("address", help="set the repository's address")
     where.add_argument("url", nargs="?", help="default: the clone's remote `origin`")
     where.add_argument("--revision", help="tag, branch or commit that Colab installs")
@@ -61,10 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_tests(root, rest)
         if options.command == "lab":
             return open_lab(root, options.names, options.fresh, options.copy_only)
+        if options.command == "catch-up":
+            return catch_up(root, options.number)
         if options.command == "agenda":
             return renew_agenda(root)
         if options.command == "bundle":
             return make_bundle(root, options.folder)
+        if options.command == "versions":
+            return test_versions(root, options.names, options.pin)
         if options.command == "promises":
             return renew_promises(root)
         if options.command == "address":
@@ -117,6 +126,21 @@ def open_lab(
     return subprocess.run(command, check=False).returncode
 
 
+def catch_up(root: Path, number: str) -> int:
+    """Check the machine, and prepare what a late joiner needs. Returns: 0, or 1."""
+    from course_utils.course import notebooks, running, working_copies
+    from course_utils.setup import preflight
+
+    number = running.chosen(notebooks.notebook_files(root), [number])[0].stem[:2]
+    try:
+        print(preflight.check().headline)
+    except preflight.PreflightError as error:
+        print(error)
+        return 1
+    print(*working_copies.catch_up(root, number), sep="\n")
+    return 0
+
+
 def renew_promises(root: Path) -> int:
     """Write the README's table of promises anew from the tests' marks. Returns: 0."""
     from course_utils.course import notebooks, promises
@@ -150,6 +174,19 @@ def make_bundle(root: Path, folder: Path) -> int:
         print("pip could not collect the wheels: see above. Nothing was left behind.")
         return error.returncode
     print(f"{folder}: {size / 2**20:,.0f} MB. Install there with: python install.py")
+    return 0
+
+
+def test_versions(
+    root: Path, names: Sequence[str] = (), pins: Sequence[str] = ()
+) -> int:
+    """Test sets of versions, and renew the README's table of them. Returns: 0."""
+    from course_utils.course import notebooks, versions
+
+    versions.run(root, names, pins)
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    notebooks.write_text(readme, versions.updated(text))
     return 0
 
 

@@ -32,7 +32,7 @@ def table(rows: Sequence[dict], width: int | None = None) -> str:
 class Progress:
     """Says how far a notebook is: one line rewritten on a terminal, few in a log."""
 
-    def __init__(self, name: str, alone: bool = True):
+    def __init__(self, name: str, alone: bool = True) -> None:
         # Several notebooks at a time cannot share one line.
         self.name, self.terminal = name, alone and sys.stdout.isatty()
         self.start = self.last = time.monotonic()

@@ -158,6 +158,13 @@ def _scrub(notebook):
     notebook.metadata.language_info = nbformat.NotebookNode(name="python")
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if not _is_progress(out)]
+
+
+def _is_progress(output):
+    """Is it the emptied line of a training? See course_utils.training.progress."""
+    return output.get("metadata", {}).get("course_progress", False)
 
 
 class _Watcher(threading.Thread):

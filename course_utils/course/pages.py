@@ -44,16 +44,19 @@ MathJax.Hub.Config({
 {%- block html_head_css -%}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
+:root { --jp-cell-editor-background: #fff; } /* comments on grey are too pale */
 main { max-width: 62rem; margin: 0 auto; }
 .jp-RenderedImage img { max-width: 100%; }
 /* A wide table or line scrolls by itself, so that the page fits a phone. */
 .jp-RenderedHTMLCommon table { display: block; max-width: 100%; overflow-x: auto; }
+.jp-InputArea .highlight { overflow-x: auto; }
 .jp-OutputArea-output pre { overflow-x: auto; white-space: pre; }
 .course-answer > summary { margin: .3rem 0 .3rem 1rem; font-family: system-ui; }
 .course-nav { max-width: 62rem; margin: 0 auto; padding: .5rem 1rem;
               font: 1rem/1.5 system-ui, sans-serif; display: flex; gap: 1.5rem;
               flex-wrap: wrap; justify-content: space-between; }
 .course-nav details { flex-basis: 100%; }
+.course-nav ul { list-style: none; padding-left: 1rem; } /* the titles have numbers */
 @media (max-width: 40rem) { .jp-Notebook { padding: .5rem; } }
 @media (prefers-color-scheme: dark) {
   /* Inverting the page and back again for pictures keeps every contrast. */
@@ -188,7 +191,7 @@ def _contents(text):
         f'<li><a href="#{anchor}">{title.strip()}</a></li>'
         for anchor, title in _SECTION.findall(text)
     )
-    return f"<details><summary>Contents</summary><ol>{entries}</ol></details>"
+    return f"<details><summary>Contents</summary><ul>{entries}</ul></details>"
 
 
 def _navigation(content):

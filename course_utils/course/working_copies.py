@@ -59,6 +59,25 @@ def prepare(root: Path, names: Sequence[str] = (), fresh: bool = False) -> list[
     return said
 
 
+def catch_up(root: Path, number: str) -> list[str]:
+    """What somebody needs who joins at a notebook: copies, and what was found before.
+
+    number: the notebook to begin with, such as "05". Copies of it and of those after
+    it are made, as `prepare` does. No notebook reads what another one wrote, so no
+    checkpoint has to be made up for. Returns: the lines to show; nothing is executed.
+    """
+    lines = []
+    for path in notebooks.notebook_files(root):
+        if path.stem[:2] < number:
+            earlier = notebooks.read(path)
+            found = notebooks.finding(earlier) or "read it with its outputs"
+            lines.append(f"{notebooks.heading(earlier)} Found: {found}")
+        else:
+            lines += prepare(root, [path.stem])
+    lines.append(f"Nothing of this has to be run: {number} starts on its own.")
+    return [*lines, f"Open {FOLDER}/: python -m course_utils.course lab {number}"]
+
+
 def keep_answers(root: Path, path: Path) -> Path | None:
     """Save a tracked notebook that somebody edited, before it is built anew.
 

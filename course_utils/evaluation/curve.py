@@ -29,7 +29,7 @@ class PreferenceCurve(TrainerCallback):
         every: int,
         max_length: int = 1024,
         on_point: Callable[[list[dict]], None] | None = None,
-    ):
+    ) -> None:
         """every: steps between points. on_point: called with the history at each."""
         self.tokenizer, self.pairs, self.every = tokenizer, pairs, every
         self.max_length, self.on_point = max_length, on_point

@@ -71,7 +71,7 @@ class StillnessCheck(TrainerCallback):
     below STILL, is none.
     """
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.logs, self.judged = trainer, [], False
 
     def on_train_begin(

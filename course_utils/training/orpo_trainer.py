@@ -26,6 +26,7 @@ from course_utils.training.orpo_batches import PairCollator, both_sides
 from course_utils.training.orpo_config import ORPOConfig
 from course_utils.training.orpo_model import prepare_model
 from course_utils.training.orpo_rows import Lengths, tokenize_rows
+from course_utils.training.progress import LiveLine
 
 
 class ORPOTrainer(Trainer):
@@ -89,6 +90,8 @@ class ORPOTrainer(Trainer):
         self.model.add_model_tags(["orpo"])
         if self.is_world_process_zero():
             orpo_checks.report_lengths(self.lengths)
+        if args.disable_tqdm:
+            self.add_callback(LiveLine)
         if args.still_after:
             self.add_callback(orpo_checks.StillnessCheck(self))
 

@@ -817,7 +817,7 @@ pd.DataFrame(
 #
 # All of them answer alike; the KL tells them apart.
 # The float32 file is the model, to the noise of another program's arithmetic, and float16 keeps three bits more of each weight than bfloat16.
-# `python -m course_utils.publishing.export.compare FOLDER` repeats it where `llama-cpp-python` is installed.
+# `python tests/benchmarks/compare_gguf.py FOLDER` repeats it where `llama-cpp-python` is installed.
 #
 # </details>
 #

@@ -133,10 +133,10 @@ useless = shares.loc[["prefix, a second time", "padding"]].sum()
 # %%
 fig, ax = plt.subplots(figsize=(7, 1.9), dpi=90)
 left = np.zeros(2)
-for kind, colour in zip(
-    shares.index, ("#0072b2", "#d55e00", "#bbbbbb", "#e8e8e8"), strict=True
-):
-    ax.barh(shares.columns, shares.loc[kind], left=left, color=colour, label=kind)
+colours = ("#0072b2", "#d55e00", "#bbbbbb", "#e8e8e8")
+for kind, colour, hatch in zip(shares.index, colours, ("", "///", "", ""), strict=True):
+    look = {"color": colour, "hatch": hatch, "edgecolor": "white", "lw": 0.5}
+    ax.barh(shares.columns, shares.loc[kind], left=left, label=kind, **look)
     left += shares.loc[kind].to_numpy()
 ax.legend(
     frameon=False, fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.25)

@@ -13,6 +13,8 @@
 #
 # **You need** notebooks 02 to 06, or the will to look up a reason there.
 # The code cells use no part of the course's package, so you can take them with you.
+#
+# TRL calls its ORPO experimental: a later release may lack it. Then import `ORPOConfig` and `ORPOTrainer` from `course_utils.training`, which give the same results.
 
 # %% tags=["colab"]
 import sys

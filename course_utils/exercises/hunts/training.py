@@ -68,6 +68,7 @@ def _seen_by_trainer(rows, tokenizer):
             report_to="none",
             remove_unused_columns=False,
             disable_tqdm=True,
+            refuse_prompt_twice=False,  # as TRL: the learner is to see what comes of it
         )
         try:
             trainer = ORPOTrainer(
@@ -138,7 +139,10 @@ def _templated_twice(raw):
         "begins twice": lambda raw: _texts(raw, bos=_BOS + _BOS),
         "ends twice": lambda raw: _texts(raw, end=_END + "\n" + _END),
         "a row for ORPOTrainer": lambda raw: [raw],
-        "the trainer cannot use": lambda raw: {**repairs.to_row(raw), "chosen": 3},
+        "trainer cannot use these rows": lambda raw: {
+            **repairs.to_row(raw),
+            "chosen": 3,
+        },
     },
 )
 def hunt_talks_to_itself(attempt: Callable) -> None:

@@ -27,7 +27,7 @@ class Change:
     enough: bool
     cost: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         verdict = "enough" if self.enough else "not enough alone"
         return f"{self.what}: saves {self.saves_gib:.1f} GiB, {verdict}; {self.cost}"
 
@@ -45,7 +45,7 @@ class Fit:
     note: str
     changes: list
 
-    def __str__(self):
+    def __str__(self) -> str:
         size = f"{self.needs_gib:.1f} GiB predicted, {self.card} has {self.has_gib:.1f}"
         size += f" ({self.note})" if self.note else ""
         if self.fits:

@@ -60,7 +60,7 @@ class Settings:
     attention: str = "varlen"
     embeddings_on_cpu: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         known = {
             "precision": PRECISIONS,
             "compute": tuple(DTYPE_BYTES),

@@ -59,7 +59,7 @@ class FastTrainingConfig:
     deferred_metrics: bool = True
     run_ahead: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             _require_type(field, getattr(self, field.name))
         for name in ("token_budget", "head_tile"):
