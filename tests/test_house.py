@@ -211,12 +211,18 @@ def test_the_house_has_one_width():
 # Rooms whose public functions all say what they take and return.
 ANNOTATED = (
     "chat",
+    "course",
     "data",
+    "evaluation",
     "exercises",
+    "lab",
+    "models",
+    "orpo.py",
     "plots.py",
     "publishing",
     "recorded",
     "setup",
+    "training",
 )
 # What a learner writes or is given, shown as it stands in a notebook's cell.
 AS_IN_A_CELL = (

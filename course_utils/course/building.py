@@ -1,5 +1,8 @@
 """`make notebooks`: rebuild them from their text, execute them, renew the map."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from course_utils.course import (
     console,
     execution,
@@ -11,7 +14,9 @@ from course_utils.course import (
 from course_utils.course.running import chosen, profile
 
 
-def build_notebooks(root, names=(), only_stale=False):
+def build_notebooks(
+    root: Path, names: Sequence[str] = (), only_stale: bool = False
+) -> int:
     """Rebuild notebooks from their text, execute them, and renew the README's map.
 
     only_stale: execute only where the code changed; text is renewed everywhere.

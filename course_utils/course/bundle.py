@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from course_utils.setup import folders
@@ -48,7 +49,9 @@ if __name__ == "__main__":
 '''
 
 
-def make(root: Path, folder: Path, extras: str = "[tests]", options=()) -> int:
+def make(
+    root: Path, folder: Path, extras: str = "[tests]", options: Sequence[str] = ()
+) -> int:
     """Write the bundle. Needs a network, once.
 
     root: the clone. folder: a folder that is not there yet, or empty.

@@ -8,6 +8,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from course_utils.setup import places, threads
@@ -15,7 +16,7 @@ from course_utils.setup import places, threads
 TEST_WORKERS = 2
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns: the process's exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m course_utils.course", description="The ORPO course's commands."
@@ -85,7 +86,7 @@ def main(arguments=None):
         return 130
 
 
-def run_tests(root, extra=()):
+def run_tests(root: Path, extra: Sequence[str] = ()) -> int:
     """Check the style with ruff, then run pytest on notebooks and tests.
 
     Returns: 1 if ruff finds a fault, else pytest's exit status.
@@ -109,7 +110,9 @@ def run_tests(root, extra=()):
     return subprocess.run(command, cwd=root, env=environment, check=False).returncode
 
 
-def open_lab(root, names=(), fresh=False, copy_only=False):
+def open_lab(
+    root: Path, names: Sequence[str] = (), fresh: bool = False, copy_only: bool = False
+) -> int:
     """Open JupyterLab on the learner's own copies. Returns: its exit status."""
     from course_utils.course import notebooks, running, working_copies
 
@@ -123,7 +126,7 @@ def open_lab(root, names=(), fresh=False, copy_only=False):
     return subprocess.run(command, check=False).returncode
 
 
-def catch_up(root, number):
+def catch_up(root: Path, number: str) -> int:
     """Check the machine, and prepare what a late joiner needs. Returns: 0, or 1."""
     from course_utils.course import notebooks, running, working_copies
     from course_utils.setup import preflight
@@ -138,7 +141,7 @@ def catch_up(root, number):
     return 0
 
 
-def renew_promises(root):
+def renew_promises(root: Path) -> int:
     """Write the README's table of promises anew from the tests' marks. Returns: 0."""
     from course_utils.course import notebooks, promises
 
@@ -148,7 +151,7 @@ def renew_promises(root):
     return 0
 
 
-def renew_agenda(root):
+def renew_agenda(root: Path) -> int:
     """Write the workshop's minutes anew from the notebooks' records. Returns: 0."""
     from course_utils.course import agenda, notebooks
 
@@ -158,7 +161,7 @@ def renew_agenda(root):
     return 0
 
 
-def make_bundle(root, folder):
+def make_bundle(root: Path, folder: Path) -> int:
     """Make an offline bundle. Returns: 0, or pip's status if a wheel is missing."""
     from course_utils.course import bundle
 
@@ -174,7 +177,9 @@ def make_bundle(root, folder):
     return 0
 
 
-def test_versions(root, names=(), pins=()):
+def test_versions(
+    root: Path, names: Sequence[str] = (), pins: Sequence[str] = ()
+) -> int:
     """Test sets of versions, and renew the README's table of them. Returns: 0."""
     from course_utils.course import notebooks, versions
 
@@ -185,7 +190,7 @@ def test_versions(root, names=(), pins=()):
     return 0
 
 
-def set_address(root, url=None, revision=None):
+def set_address(root: Path, url: str | None = None, revision: str | None = None) -> int:
     """Set the repository's address and renew what shows it. Returns: 0, or 1."""
     from course_utils.course import address
 

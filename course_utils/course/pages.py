@@ -6,13 +6,14 @@ The pages work without network: formulas are drawn by a copy of MathJax beside t
 import html
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
+from nbformat import NotebookNode
 
 from course_utils.course import notebooks
 from course_utils.recorded import on_gpu
@@ -124,7 +125,9 @@ _SECTION = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL
 MATHJAX_UNUSED = shutil.ignore_patterns("a11y", "SVG", "localization")
 
 
-def write_page(notebook, page: Path, pictures: Path, order: Sequence[str] = ()):
+def write_page(
+    notebook: NotebookNode, page: Path, pictures: Path, order: Sequence[str] = ()
+) -> None:
     """Write `notebook` as a readable HTML page.
 
     page: the path to write; pictures: the folder that the notebook's own relative
@@ -202,7 +205,7 @@ def _copy_mathjax(folder):
         shutil.copytree(static, folder, ignore=MATHJAX_UNUSED)
 
 
-def write_index(rows, index):
+def write_index(rows: list[dict], index: Path) -> None:
     """Write the page that leads to the others.
 
     rows: dicts with title, finding, minutes (text) and page (a file name beside it).
@@ -218,7 +221,7 @@ def write_index(rows, index):
     notebooks.write_text(index, INDEX.format(rows="\n".join(lines)))
 
 
-def readme_map(paths):
+def readme_map(paths: Iterable[Path]) -> str:
     """The README's table of the notebooks at `paths`, from their own records.
 
     Where a run of them on a GPU was recorded, more columns show it, and a line below
@@ -249,7 +252,7 @@ def readme_map(paths):
     return "\n".join(lines)
 
 
-def updated_readme(text, paths):
+def updated_readme(text: str, paths: Iterable[Path]) -> str:
     """The README's `text` with its map of notebooks made anew.
 
     Raises: ValueError if the two comments that enclose the map are not there.

@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+
+from nbformat import NotebookNode
 
 from course_utils.course import console, execution, notebooks, pages
 from course_utils.setup import places, threads
@@ -14,7 +17,7 @@ GIB_PER_NOTEBOOK = 3  # the largest takes 2
 _WRITING = threading.Lock()  # pages share the folder of MathJax
 
 
-def chosen(paths, names):
+def chosen(paths: Iterable[Path], names: Sequence[str]) -> list[Path]:
     """Those of `paths` whose stem begins with one of `names`; all if there are none.
 
     Raises: SystemExit naming what there is, if a name fits nothing.
@@ -30,7 +33,9 @@ def chosen(paths, names):
     ]
 
 
-def run_course(root, names=(), fresh=False, jobs=None):
+def run_course(
+    root: Path, names: Sequence[str] = (), fresh: bool = False, jobs: int | None = None
+) -> int:
     """Run notebooks from copies in build/, write their pages, end with a table.
 
     jobs: notebooks at a time; by default `default_jobs`.
@@ -76,7 +81,7 @@ def run_course(root, names=(), fresh=False, jobs=None):
     return int(any(row["broke"] for row in rows))
 
 
-def default_jobs():
+def default_jobs() -> tuple[int, str]:
     """(notebooks at a time, reason): one per free core on the CPU, one on a GPU."""
     import psutil
 
@@ -194,7 +199,7 @@ def _carried(previous, notebook):
     return True
 
 
-def run_key(notebook, package, profile):
+def run_key(notebook: NotebookNode, package: Path, profile: str) -> str:
     """A hash of all that a run's result depends on; equal keys need no second run.
 
     That is the notebook's code, every file of the package and the data cards, the
@@ -212,6 +217,6 @@ def run_key(notebook, package, profile):
     return digest.hexdigest()
 
 
-def profile():
+def profile() -> str:
     """The profile that the commands run notebooks on: COURSE_PROFILE, or `cpu`."""
     return os.environ.get("COURSE_PROFILE") or "cpu"

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ SETS = (
 )
 
 
-def run(root: Path, names=(), pins=()) -> None:
+def run(root: Path, names: Sequence[str] = (), pins: Sequence[str] = ()) -> None:
     """Test the sets, and record each as soon as it is done.
 
     names: labels such as newest-3.13; all by default. pins: more requirements, such as

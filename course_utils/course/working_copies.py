@@ -7,6 +7,7 @@ rebuild deletes nothing, and `git pull` finds no conflict.
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from course_utils.course import notebooks
@@ -15,7 +16,7 @@ FOLDER = "work"
 ORIGINS = ".origins.json"  # {notebook: hash of the tracked file it was copied from}
 
 
-def prepare(root: Path, names=(), fresh: bool = False) -> list[str]:
+def prepare(root: Path, names: Sequence[str] = (), fresh: bool = False) -> list[str]:
     """Make the working copies that are missing.
 
     names: beginnings of notebooks' names; all by default. fresh: copy anew, and keep

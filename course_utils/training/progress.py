@@ -2,8 +2,14 @@
 
 import sys
 import time
+from typing import Any
 
-from transformers import TrainerCallback
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 # Marks the output, so that `make notebooks` can take it away.
 MARK = "course_progress"
@@ -17,14 +23,26 @@ class LiveLine(TrainerCallback):
     Outside Jupyter it shows nothing, so that logs stay short.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._handle = None
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
         self._handle, self._first = None, state.global_step
         self._began = self._shown = time.monotonic()
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
         now = time.monotonic()
         if now - self._shown < SECONDS or not state.is_world_process_zero:
             return
@@ -33,7 +51,13 @@ class LiveLine(TrainerCallback):
         left = per_step * (state.max_steps - state.global_step)
         self._show(f"step {state.global_step} of {state.max_steps}, {left:.0f} s left")
 
-    def on_train_end(self, args, state, control, **_):
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
         if self._handle is not None:
             self._show("")
 
