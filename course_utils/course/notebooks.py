@@ -27,6 +27,7 @@ NOTEBOOK_METADATA = {
     },
     "language_info": {"name": "python"},
 }
+PREDICT = "**Predict.**"
 PLACEHOLDERS = ("badge", "recorded", "source")
 # jupytext's own notes on blank lines: they shape the text and are not the author's.
 LAYOUT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker"}
@@ -49,6 +50,8 @@ def from_text(text, name="the text"):
     """A notebook without outputs, placeholders still in place, from py:percent text.
 
     Cell ids come from the cells' sources, so that a rebuild changes only what changed.
+    What a "Predict" asks for is not in sight: the code cells between it and the next
+    text hide their outputs until the reader asks for them.
     Raises: ValueError for a cell that is neither markdown nor code, or that carries
     metadata other than tags (it would be lost on the way).
     """
@@ -64,6 +67,14 @@ def from_text(text, name="the text"):
         new_cell = new_code_cell if cell.cell_type == "code" else new_markdown_cell
         tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
         cells.append(new_cell(cell.source, metadata=tags))
+    predicting = False
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            predicting = PREDICT in cell.source
+        elif predicting:
+            # JupyterLab shows three dots in the output's place, until a click; older
+            # programs look for `collapsed`.
+            cell.metadata.update(collapsed=True, jupyter={"outputs_hidden": True})
     notebook = new_notebook(cells=cells, metadata=deepcopy(NOTEBOOK_METADATA))
     _name_cells(notebook)
     return notebook

@@ -48,6 +48,7 @@ main { max-width: 62rem; margin: 0 auto; }
 /* A wide table or line scrolls by itself, so that the page fits a phone. */
 .jp-RenderedHTMLCommon table { display: block; max-width: 100%; overflow-x: auto; }
 .jp-OutputArea-output pre { overflow-x: auto; white-space: pre; }
+.course-answer > summary { margin: .3rem 0 .3rem 1rem; font-family: system-ui; }
 .course-nav { max-width: 62rem; margin: 0 auto; padding: .5rem 1rem;
               font: 1rem/1.5 system-ui, sans-serif; display: flex; gap: 1.5rem;
               flex-wrap: wrap; justify-content: space-between; }
@@ -69,6 +70,16 @@ main { max-width: 62rem; margin: 0 auto; }
 {%- block body_footer -%}
 <!-- bottom of page -->
 {{ super() }}
+{%- endblock -%}
+{%- block output_group -%}
+{%- if cell.metadata.get('jupyter', {}).get('outputs_hidden') and cell.outputs -%}
+<details class="course-answer">
+<summary>Show the output, when you have written down your prediction</summary>
+{{ super() }}
+</details>
+{%- else -%}
+{{ super() }}
+{%- endif -%}
 {%- endblock -%}
 {%- block data_png scoped -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
