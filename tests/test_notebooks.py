@@ -2,6 +2,7 @@
 
 import base64
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 from nbformat import NotebookNode
@@ -136,7 +137,7 @@ def test_what_a_prediction_asks_for_is_not_in_sight():
 def test_every_prediction_is_followed_by_a_hidden_output():
     for path in notebooks.text_files(ROOT):
         cells = notebooks.from_text(path.read_text(encoding="utf-8")).cells
-        for cell, after in zip(cells, cells[1:], strict=False):
+        for cell, after in pairwise(cells):
             if notebooks.PREDICT in cell.source:
                 assert after.cell_type == "code", f"{path.name}: {cell.source[-80:]}"
                 assert after.metadata.jupyter == {"outputs_hidden": True}

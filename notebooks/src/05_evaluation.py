@@ -937,7 +937,7 @@ checks.solution("5.4")
 
 
 # %% [markdown]
-# ## A hunt
+# ## Hunts
 #
 # A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
 # The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
@@ -966,6 +966,30 @@ print(f"second minus first: {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 # %%
 checks.solution("5.5")
+
+
+# %% [markdown]
+# **Hunt 5.6 · 20 min · ●●●** "By my evaluation the adapter has learned nothing: with it and without it, nearly all outputs are the same to the last digit. A colleague loads the same adapter and finds a clear gain."
+
+# %%
+def adapted(x, weight, lora_a, lora_b, scale):
+    """Output (n, out) in bfloat16 of a linear layer and its LoRA adapter. All are in
+    bfloat16: x (n, in), weight (out, in), lora_a (r, in), lora_b (out, r).
+    """
+    out = x @ weight.T
+    out += scale * (x @ lora_a.T) @ lora_b.T
+    return out
+
+
+checks.hunt_learned_nothing(adapted)
+
+# %%
+x, weight, *adapter_parts = checks.material("5.6")  # a layer, early in its training
+moved = adapted(x, weight, *adapter_parts) != x @ weight.T
+print(f"the adapter changes {moved.float().mean():.1%} of the layer's outputs")
+
+# %%
+checks.solution("5.6")
 
 # %% [markdown]
 # ## Five questions

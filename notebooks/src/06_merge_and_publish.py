@@ -972,7 +972,7 @@ checks.rotation_order(rotation_order)
 checks.solution("6.4")
 
 # %% [markdown]
-# ## A hunt
+# ## Hunts
 #
 # A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
 # The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
@@ -1002,6 +1002,44 @@ print(sorted(path.name for path in Path("outputs/06/hunt/published").iterdir()))
 
 # %%
 checks.solution("6.5")
+
+
+# %% [markdown]
+# **Hunt 6.6 · 15 min · ●●○** "I trained three adapters on one base, with three learning rates, and merged them all. The gate passes one folder and refuses the two others. Before the merge each of them was fine."
+
+# %%
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+
+def merge_each(base_folder, adapter_folders, folder):
+    """Write one merged model per adapter, in `folder` under the adapter's own name.
+    Every adapter was trained on the base in `base_folder`.
+    """
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    for adapter in adapter_folders:
+        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        merged.save_pretrained(Path(folder) / adapter.name)
+
+
+checks.hunt_refused_merges(merge_each)
+
+# %%
+swept_base, swept = checks.material("6.6")
+merge_each(swept_base, swept, "outputs/06/sweep/merged")
+
+# %%
+ids = torch.arange(50)[None]
+for adapter in swept:
+    base = AutoModelForCausalLM.from_pretrained(swept_base)
+    as_trained = PeftModel.from_pretrained(base, adapter)(ids).logits
+    folder = Path("outputs/06/sweep/merged") / adapter.name
+    as_merged = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+    apart = (as_merged - as_trained).abs().max()
+    print(f"{adapter.name:7s} max |Δlogit| between merged and trained: {apart:.1g}")
+
+# %%
+checks.solution("6.6")
 
 # %% [markdown]
 # ## Five questions
