@@ -71,6 +71,12 @@ def load(name):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def load_if_there(*names):
+    """{name: record} of those records that are there, in the order of `names`."""
+    folder = resources.files("course_utils") / "recorded"
+    return {n: load(n) for n in names if (folder / f"{n}.json").is_file()}
+
+
 def caption(record):
     """One line that says where a recorded result comes from."""
     added = " (the last of several calls)" if " --add" in record["command"] else ""
