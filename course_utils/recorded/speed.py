@@ -7,7 +7,7 @@ import statistics
 
 import pandas as pd
 
-FLOORLESS = "–"
+NOT_THERE = "–"
 
 
 def interval(value: dict, digits: int = 0) -> str:
@@ -26,7 +26,7 @@ def arms(shown: dict[str, tuple[dict, str]]) -> pd.DataFrame:
         share = row.get("share_of_floor")
         rows[label] = {
             "s per 1,000 pairs": interval(row["seconds_per_1000_pairs"]),
-            "of the floor": f"{share['median']:.0%}" if share else FLOORLESS,
+            "of the floor": f"{share['median']:.0%}" if share else NOT_THERE,
             "peak GiB": round(row["peak_gib"], 1),
             "timed pairs": sum(lap["pairs"] for lap in record["rounds"][arm]),
         }
@@ -78,9 +78,11 @@ def learned_and_seen(records: list[dict]) -> pd.DataFrame:
             for arm, own in record["own"].items()
         }
         seed = record["seed"]
-        columns[f"seed {seed}: learned (nats)"] = pd.Series(learned).map("{:.3f}".format)
+        columns[f"seed {seed}: learned (nats)"] = pd.Series(learned).map(
+            "{:.3f}".format
+        )
         columns[f"seed {seed}: seen"] = pd.Series(seen)
-    return pd.DataFrame(columns).fillna(FLOORLESS)
+    return pd.DataFrame(columns).fillna(NOT_THERE)
 
 
 def scaling(record: dict) -> pd.DataFrame:
@@ -102,6 +104,5 @@ def scaling(record: dict) -> pd.DataFrame:
             "lost to uneven pairs": processes - even,
             "lost to the rest": even - measured,
             "peak GiB": max(part["peak_gib"]),
-            "losses apart": part.get("largest_relative_difference"),
         }
     return pd.DataFrame(rows).T.sort_values("processes")

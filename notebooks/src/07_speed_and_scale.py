@@ -205,6 +205,7 @@ theirs = {
 }
 speed.arms(theirs)
 
+
 # %% [markdown]
 # The lengths are drawn: how long the pairs of the real datasets are could not be measured offline.
 # `tests/benchmarks/bench_orpo.py --lengths FILE` takes those of your own pairs, and your ratio will be another.
@@ -545,16 +546,7 @@ for processes in (1, 2, 4):
 scaling = recorded.load("scaling")
 print(recorded.caption(scaling), "\ntimed with", *scaling["fast_config"])
 by_gpus = speed.scaling(scaling)
-by_gpus.round(2)
-
-# %%
-ddp = by_gpus[[name.endswith(("DDP", "1 GPU")) for name in by_gpus.index]]
-counts, measured_times = ddp["processes"], ddp["times as fast"]
-_, ax = plt.subplots(figsize=(5, 3.2), dpi=90)
-title = f"{counts.max():.0f} GPUs are {measured_times.max():.2f} times as fast as one"
-only_uneven = counts - ddp["lost to uneven pairs"]
-plots.scaling(ax, counts, measured_times, only_uneven, title)
-plt.show()
+by_gpus.round(2).astype(str)
 
 # %%
 done = {n: part for n, part in scaling["parts"].items() if "error" not in part}
@@ -570,6 +562,15 @@ for name, part in done.items():
 not_there = [n for n in scaling["parts"] if n not in done]
 print("not measured, they failed:", ", ".join(not_there) or "none")
 
+# %%
+ddp = by_gpus[[name.endswith(("DDP", "1 GPU")) for name in by_gpus.index]]
+counts, measured_times = ddp["processes"], ddp["times as fast"]
+_, ax = plt.subplots(figsize=(5, 3.2), dpi=90)
+title = f"{counts.max():.0f} GPUs are {measured_times.max():.2f} times as fast as one"
+only_uneven = counts - ddp["lost to uneven pairs"]
+plots.scaling(ax, counts, measured_times, only_uneven, title)
+plt.show()
+
 # %% [markdown]
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
@@ -578,7 +579,7 @@ print("not measured, they failed:", ", ".join(not_there) or "none")
 #
 # DDP gives one GPU's losses to rounding, and so does the run that was killed and resumed on half the GPUs. One run each, one seed.
 # Exchanging an adapter's gradients costs next to nothing: they are small. What is missing to the ideal line is mostly what uneven pairs cost, since everybody waits for the process with most tokens.
-# Where *lost to the rest* is below 0, time is not quite tokens.
+# (*Lost to the rest* can lie below 0: time is not quite tokens.)
 #
 # </details>
 #
@@ -603,8 +604,8 @@ for arm, row in llama["arms"].items():
     value = speed.interval(row["seconds_per_1000_pairs"])
     n = f"{row['seconds_per_1000_pairs']['n']} laps"
     recap.append((f"8B: {arm}", f"{value} s per 1,000 pairs", n))
-most = by_gpus.iloc[-1]
-recap.append((f"8B: {by_gpus.index[-1]}", f"{most['times as fast']:.2f} × one GPU", "1 run"))
+most = f"{measured_times.iloc[-1]:.2f} × one GPU"
+recap.append((f"8B: {ddp.index[-1]}", most, "1 run"))
 pd.DataFrame(recap, columns=["what", "value", "n"]).assign(seed=0).set_index("what")
 
 # %%
@@ -748,12 +749,12 @@ for arm, seconds in repeats["seconds_per_1000_pairs"].items():
 # What was wrong with those?
 
 # %%
-of_laps = pd.DataFrame(
-    [[1e6 * lap["seconds"] / lap["tokens"] for lap in x] for x in llama["rounds"].values()],
-    index=llama["rounds"],
-)
+of_laps = {
+    arm: [round(1e6 * lap["seconds"] / lap["tokens"]) for lap in laps]
+    for arm, laps in llama["rounds"].items()
+}
 print("seconds per million tokens (chosen and rejected), lap by lap")
-of_laps.round()
+pd.DataFrame(of_laps).T
 
 # %% [markdown]
 # TRL's first laps are its slowest. (Why was not measured; its batches have another shape every time, so an allocator that learns the sizes is a suspect.)
@@ -799,6 +800,7 @@ for name in ("fast, TRL's memory", "lean"):
         run, share = llama["rounds"][name][0], llama["arms"][name]["share_of_floor"]
         minutes = 1000 * run["flops"] / run["pairs"] / l4_rate / share["median"] / 60
         print(f"{name}: {minutes:.0f} minutes (projected), {run['peak_gib']:.1f} GiB")
+
 
 # %% [markdown]
 # A slower card hides launches better and has a slower memory, so either may be wrong by a good part; measure yours with `tests/benchmarks/bench_orpo.py`.
