@@ -378,13 +378,17 @@ for name, a, b in zip(names, over_prompts, over_both, strict=True):
     print(f"{name:21s} prompts {a}   seeds and prompts {b}")
 
 # %%
+outside = sum(
+    (abs(greedy[name].mean(1) - a.value) > (a.high - a.low) / 2).any()
+    for name, a in zip(names, over_prompts, strict=True)
+)
 _, ax = plt.subplots(figsize=(7, 3), dpi=90)
 for row, (name, wide) in enumerate(zip(names, over_both, strict=True)):
     ax.plot([wide.low, wide.high], [row, row], color="#bbbbbb", lw=6)
     ax.plot(greedy[name].mean(1), [row] * 3, "x", color="black", ms=7)
 below = "good, greedy: mean, 95 % interval; × single seeds; grey: other seeds too"
-title = "Three seeds can lie outside the interval over prompts (n = 420)"
-plots.estimates(ax, names, over_prompts, title, below)
+title = f"{outside} of {len(names)} methods have a seed outside the interval over prompts"
+plots.estimates(ax, names, over_prompts, f"{title} (n = 420)", below)
 ax.set_xlim(0, 1)
 plt.tight_layout()
 plt.show()
@@ -465,11 +469,9 @@ for flaw, choice in zip(items[1]["flaws"], items[1]["choices"], strict=True):
 # %%
 result = orpo["chat format, bare question"]
 ask = {"add_generation_prompt": True, "tokenize": False}
-contexts = [
-    tokenizer.apply_chat_template([{"role": "user", "content": item["question"]}], **ask)
-    for item in items
-    for _ in range(4)
-]
+asked = [[{"role": "user", "content": item["question"]}] for item in items]
+asked = [tokenizer.apply_chat_template(each, **ask) for each in asked]
+contexts = [context for context in asked for _ in range(4)]
 answers = [answer for item in items for answer in item["choices"]]
 own = evaluation.score_answers(trainer.model, tokenizer, contexts, answers)
 own, theirs = own.total.reshape(-1, 4), np.stack(result.answers)
@@ -790,8 +792,8 @@ gain, shift = comparison.difference, template.difference
 ratio = saved["good, greedy"].mean()
 print(
     f"Finding: {STEPS} steps gain {gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-    f" in preference accuracy (n = {gain.n}, 1 seed); the chat format alone moves the same "
-    f"model's lm-eval acc by {shift.value:+.2f} [{shift.low:+.2f}, {shift.high:+.2f}] "
+    f" in preference accuracy (n = {gain.n}, 1 seed); the chat format alone moves the "
+    f"same model's lm-eval acc by {shift.value:+.2f} [{shift.low:+.2f}, {shift.high:+.2f}] "
     f"(n = {shift.n}); pairing is worth {ratio:.1f} times the pairs in a close contest"
 )
 

@@ -999,7 +999,6 @@ print(sorted(path.name for path in Path("outputs/06/hunt/published").iterdir()))
 # %%
 checks.solution("6.5")
 
-
 # %% [markdown]
 # **Hunt 6.6 · 15 min · ●●○** "I trained three adapters on one base, with three learning rates, and merged them all. The gate passes one folder and refuses the two others. Before the merge each of them was fine."
 
