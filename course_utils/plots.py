@@ -263,3 +263,21 @@ def two_histograms(
         )
     ax.legend(frameon=False, fontsize=8)
     return tidy(ax, title, xlabel, "pairs")
+
+
+def scaling(ax, processes, measured, only_uneven, title):
+    """Times as fast as one GPU, over GPUs, between the ideal line and two losses.
+
+    only_uneven: what would be reached if uneven pairs alone cost something. Where
+    `measured` lies above it, tokens are not quite time, and no second loss is drawn.
+    """
+    ax.plot(processes, processes, color=COLOURS["base"], ls=":", label="ideal")
+    ax.fill_between(
+        processes, only_uneven, processes, color="#cccccc", label="uneven pairs"
+    )
+    low = [min(pair) for pair in zip(measured, only_uneven, strict=True)]
+    ax.fill_between(processes, low, only_uneven, color="#d55e00", label="the rest")
+    ax.plot(processes, measured, "o-", color="#0072b2", label="measured")
+    ax.set_xticks(processes)
+    ax.legend(frameon=False, fontsize=8)
+    return tidy(ax, title, "GPUs", "times as fast as one")

@@ -439,6 +439,16 @@ def test_a_fold_holds_its_text(tmp_path):
     assert "<em>answer</em>" in fold[1] and "After" not in fold[1]
 
 
+def test_a_page_folds_what_a_prediction_asks_for(tmp_path):
+    notebook = notebooks.from_text("# %% [markdown]\n# **Predict.** What?\n\n# %%\n1\n")
+    output = notebooks.nbformat.v4.new_output("stream", text="the answer")
+    notebook.cells[1].outputs = [output]
+    pages.write_page(notebook, tmp_path / "a.html", tmp_path)
+    html = (tmp_path / "a.html").read_text(encoding="utf-8")
+    fold = re.search('<details class="course-answer">(.*?)</details>', html, re.S)
+    assert "the answer" in fold[1] and html.count("the answer") == 1
+
+
 def test_contents_are_the_sections():
     text = '<h2 id="A-b">A <em>b</em><a class="anchor-link" href="#A-b">¶</a></h2>'
     assert '<a href="#A-b">A <em>b</em></a>' in pages._contents(text)

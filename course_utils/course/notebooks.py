@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections import Counter
 from copy import deepcopy
-from itertools import pairwise
 from pathlib import Path
 
 import jupytext
@@ -53,7 +52,8 @@ def from_text(text: str, name: str = "the text") -> NotebookNode:
     """A notebook without outputs, placeholders still in place, from py:percent text.
 
     Cell ids come from the cells' sources, so that a rebuild changes only what changed.
-    A code cell below a "Predict" hides its output until the reader asks for it.
+    What a "Predict" asks for is not in sight: the code cells between it and the next
+    text hide their outputs until the reader asks for them.
     Raises: ValueError for a cell that is neither markdown nor code, or that carries
     metadata other than tags (it would be lost on the way).
     """
@@ -69,10 +69,14 @@ def from_text(text: str, name: str = "the text") -> NotebookNode:
         new_cell = new_code_cell if cell.cell_type == "code" else new_markdown_cell
         tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
         cells.append(new_cell(cell.source, metadata=tags))
-    for before, cell in pairwise(cells):
-        if PREDICT in before.source and cell.cell_type == "code":
-            # JupyterLab shows three dots in the output's place, until a click.
-            cell.metadata.jupyter = {"outputs_hidden": True}
+    predicting = False
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            predicting = PREDICT in cell.source
+        elif predicting:
+            # JupyterLab shows three dots in the output's place, until a click; older
+            # programs look for `collapsed`.
+            cell.metadata.update(collapsed=True, jupyter={"outputs_hidden": True})
     notebook = new_notebook(cells=cells, metadata=deepcopy(NOTEBOOK_METADATA))
     _name_cells(notebook)
     return notebook

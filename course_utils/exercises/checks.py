@@ -15,9 +15,15 @@ from course_utils.exercises.comparing import (
     suite_average,
 )
 from course_utils.exercises.data import my_rule, prompt_of, similarity, swapped_digits
-from course_utils.exercises.hunts.comparing import hunt_not_found_again
+from course_utils.exercises.hunts.comparing import (
+    hunt_learned_nothing,
+    hunt_not_found_again,
+)
 from course_utils.exercises.hunts.data import hunt_held_out, hunt_idle_source
-from course_utils.exercises.hunts.publishing import hunt_rambles_elsewhere
+from course_utils.exercises.hunts.publishing import (
+    hunt_rambles_elsewhere,
+    hunt_refused_merges,
+)
 from course_utils.exercises.hunts.speed import hunt_other_loss, hunt_too_fast
 from course_utils.exercises.hunts.training import hunt_never_stops, hunt_talks_to_itself
 from course_utils.exercises.loading import (

@@ -72,6 +72,12 @@ def load(name: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def load_if_there(*names: str) -> dict[str, dict]:
+    """{name: record} of those records that are there, in the order of `names`."""
+    folder = resources.files("course_utils") / "recorded"
+    return {n: load(n) for n in names if (folder / f"{n}.json").is_file()}
+
+
 def caption(record: dict) -> str:
     """One line that says where a recorded result comes from."""
     added = " (the last of several calls)" if " --add" in record["command"] else ""
