@@ -5,6 +5,7 @@ Problems in other words stay: no comparison of texts finds them.
 
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, Features, Value
 
 from course_utils.data import texts
@@ -62,7 +63,7 @@ def find_overlap(
     it is one of the user's messages, word for word.
     Returns: one per pair: "asked by NAME", or "".
     """
-    runs, short = {}, {}
+    runs, short, hashes = {}, {}, [np.zeros(0, np.uint64)]
     for name, prompts in benchmarks.items():
         for prompt in prompts:
             said = texts.words(prompt)
@@ -70,15 +71,26 @@ def find_overlap(
                 short.setdefault(" ".join(said), name)
             for found in _runs(said, run):
                 runs.setdefault(found, name)
+            hashes.append(texts.run_hashes(said, run))
     mapped = pairs.select_columns(["prompt"]).map(
-        _overlap_batch,
+        _suspect_batch,
         batched=True,
         remove_columns=["prompt"],
-        fn_kwargs={"runs": runs, "short": short, "run": run},
-        features=Features({"reason": Value("string")}),
+        # Hashes, since a process starts quickly with an array and slowly with texts.
+        fn_kwargs={
+            "known": np.unique(np.concatenate(hashes)),
+            "short": short,
+            "run": run,
+        },
+        features=Features({"suspect": Value("bool")}),
         num_proc=texts.processes(pairs),
     )
-    return list(mapped["reason"])
+    reasons = [""] * len(pairs)
+    suspects = np.flatnonzero(mapped["suspect"][:])
+    for number, prompt in zip(suspects, pairs.select(suspects)["prompt"], strict=True):
+        if name := _asked_by(prompt, runs, short, run):
+            reasons[number] = f"asked by {name}"
+    return reasons
 
 
 def _runs(said, run):
@@ -86,15 +98,29 @@ def _runs(said, run):
     return [" ".join(said[i : i + run]) for i in range(len(said) - run + 1)]
 
 
-def _overlap_batch(batch, runs, short, run):
-    reasons = []
-    for prompt in batch["prompt"]:
-        name = None
-        for question in texts.questions(prompt):
-            said = texts.words(question)
-            name = name or short.get(" ".join(said))
-            name = name or next(
-                (runs[found] for found in _runs(said, run) if found in runs), None
-            )
-        reasons.append(f"asked by {name}" if name else "")
-    return {"reason": reasons}
+def _asked_by(prompt, runs, short, run):
+    """The benchmark whose words a prompt has, or None."""
+    name = None
+    for said in _said(prompt):
+        name = name or short.get(" ".join(said))
+        name = name or next(
+            (runs[found] for found in _runs(said, run) if found in runs), None
+        )
+    return name
+
+
+def _said(prompt):
+    """The words of each of the user's messages."""
+    return [texts.words(m["content"]) for m in prompt if m["role"] == "user"]
+
+
+def _suspect_batch(batch, known, short, run):
+    """Which prompts may have a benchmark's words: all that have, and a rare other."""
+
+    def suspect(said):
+        hashes = texts.run_hashes(said, run)
+        at = np.searchsorted(known, hashes)
+        found = len(known) and (known.take(at, mode="clip") == hashes).any()
+        return bool(found) or " ".join(said) in short
+
+    return {"suspect": [any(map(suspect, _said(p))) for p in batch["prompt"]]}

@@ -7,7 +7,7 @@ runs of five words. How alike two texts are is the Jaccard similarity of their r
 estimated with 128 permutations (standard error at most 0.045).
 """
 
-import zlib
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -21,16 +21,26 @@ REPEAT = "the same pair again"
 NEAR = "nearly the same pair again"
 PERMUTATIONS = 128
 RUN = 5  # words
-_SKETCH = {"num_perm": PERMUTATIONS, "scheme": "affine32", "hashfunc": zlib.crc32}
+_BLANK = MinHash(num_perm=PERMUTATIONS, scheme="affine32")
 
 
 def repeats(pairs: Dataset) -> list[str]:
     """One per pair: `REPEAT` where an earlier one has the same messages, normalised."""
-    seen, reasons = set(), []
-    for batch in pairs.select_columns(["prompt", "chosen", "rejected"]).iter(1_000):
-        for sides in zip(*batch.values(), strict=True):
-            key = pair_hash(*map(_normalised, sides))
-            reasons.append(REPEAT if key in seen else "")
+    answers = []
+    for batch in pairs.select_columns(["chosen"]).iter(1_000):
+        answers += [
+            hash(tuple(m["content"] for m in _normalised(messages)))
+            for messages in batch["chosen"]
+        ]
+    # Only pairs that share their chosen answer with another one are read whole.
+    times, reasons, seen = Counter(answers), [""] * len(pairs), set()
+    several = [number for number, key in enumerate(answers) if times[key] > 1]
+    left = iter(several)
+    sides = pairs.select_columns(["prompt", "chosen", "rejected"])
+    for batch in sides.select(np.array(several, dtype=np.int64)).iter(1_000):
+        for messages in zip(*batch.values(), strict=True):
+            key, number = pair_hash(*map(_normalised, messages)), next(left)
+            reasons[number] = REPEAT if key in seen else ""
             seen.add(key)
     return reasons
 
@@ -46,11 +56,12 @@ def near_repeats(pairs: Dataset, threshold: float = 0.8) -> list[str]:
     Raises: ValueError if it is not between 0 and 1.
     """
     values = signatures(pairs)
-    index, reasons = _index(threshold), []
-    for number, sketch in enumerate(_sketches(values)):
+    index, reasons = _index(threshold), [""] * len(pairs)
+    for number, sketch in _sketches(values, index):
         found = _alike(values, index.query(sketch), number, threshold)
-        reasons.append(NEAR if len(found) else "")
-        if not len(found):
+        if len(found):
+            reasons[number] = NEAR
+        else:
             index.insert(number, sketch, check_duplication=False)
     return reasons
 
@@ -63,12 +74,12 @@ def overlap(pairs: Dataset, threshold: float = 0.8) -> pd.DataFrame:
     """
     values = signatures(pairs)
     index = _index(threshold)
-    for number, sketch in enumerate(_sketches(values)):
+    for number, sketch in _sketches(values, index):
         index.insert(number, sketch, check_duplication=False)
-    origin = np.array(pairs["source"], dtype=object)
+    origin = np.array(pairs["source"][:], dtype=object)
     names = list(dict.fromkeys(origin))
     counts = pd.DataFrame(0, index=names, columns=names)
-    for number, sketch in enumerate(_sketches(values)):
+    for number, sketch in _sketches(values, index):
         others = [n for n in index.query(sketch) if n != number]
         for name in set(origin[_alike(values, others, number, threshold)]):
             counts.loc[origin[number], name] += 1
@@ -89,22 +100,31 @@ def signatures(pairs: Dataset) -> np.ndarray:
     return np.concatenate(flat).reshape(len(pairs), PERMUTATIONS)
 
 
-def _sketches(values):
-    blank = MinHash(**_SKETCH)
-    for row in values:
-        sketch = blank.copy()
-        sketch.hashvalues = row
-        yield sketch
+def _sketches(values, index):
+    """(number, MinHash) of the pairs that share a band of the index with another one.
+
+    No other pair can be found, or find one: so most need not go through the index.
+    """
+    shares = np.zeros(len(values), dtype=bool)
+    for start, end in index.hashranges:
+        bands = texts.fold(values[:, start:end].T.astype(np.uint64))
+        _, places, times = np.unique(bands, return_inverse=True, return_counts=True)
+        shares |= times[places] > 1
+    for number in np.flatnonzero(shares):
+        sketch = _BLANK.copy()
+        sketch.hashvalues = values[number]
+        yield int(number), sketch
 
 
 def _sketch_batch(batch):
-    runs = []
+    sketches, (scales, shifts) = [], _BLANK.permutations
     for prompt, chosen in zip(batch["prompt"], batch["chosen"], strict=True):
-        text = " ".join((*texts.questions(prompt), chosen[0]["content"]))
-        said = [word.encode() for word in texts.words(text)]
-        starts = range(max(1, len(said) - RUN + 1))
-        runs.append([b" ".join(said[at : at + RUN]) for at in starts])
-    return {"sketch": [sketch.hashvalues for sketch in MinHash.bulk(runs, **_SKETCH)]}
+        asked = [m["content"] for m in prompt if m["role"] == "user"]
+        said = texts.words(" ".join((*asked, chosen[0]["content"])))
+        runs = texts.run_hashes(said, min(max(1, len(said)), RUN))
+        permuted = (runs >> 32).astype(np.uint32)[:, None] * scales + shifts
+        sketches.append(permuted.min(axis=0, initial=2**32 - 1))
+    return {"sketch": sketches}
 
 
 def _index(threshold):
