@@ -265,7 +265,13 @@ def two_histograms(
     return tidy(ax, title, xlabel, "pairs")
 
 
-def scaling(ax, processes, measured, only_uneven, title):
+def scaling(
+    ax: Axes,
+    processes: Sequence[int],
+    measured: Sequence[float],
+    only_uneven: Sequence[float],
+    title: str,
+) -> Axes:
     """Times as fast as one GPU, over GPUs, between the ideal line and two losses.
 
     only_uneven: what would be reached if uneven pairs alone cost something. Where
