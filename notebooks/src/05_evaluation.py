@@ -387,7 +387,7 @@ for row, (name, wide) in enumerate(zip(names, over_both, strict=True)):
     ax.plot([wide.low, wide.high], [row, row], color="#bbbbbb", lw=6)
     ax.plot(greedy[name].mean(1), [row] * 3, "x", color="black", ms=7)
 below = "good, greedy: mean, 95 % interval; × single seeds; grey: other seeds too"
-title = f"{outside} of {len(names)} methods have a seed outside the interval over prompts"
+title = f"{outside} of {len(names)} methods have a seed outside their interval"
 plots.estimates(ax, names, over_prompts, f"{title} (n = 420)", below)
 ax.set_xlim(0, 1)
 plt.tight_layout()
@@ -793,7 +793,8 @@ ratio = saved["good, greedy"].mean()
 print(
     f"Finding: {STEPS} steps gain {gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
     f" in preference accuracy (n = {gain.n}, 1 seed); the chat format alone moves the "
-    f"same model's lm-eval acc by {shift.value:+.2f} [{shift.low:+.2f}, {shift.high:+.2f}] "
+    f"same model's lm-eval acc by {shift.value:+.2f} "
+    f"[{shift.low:+.2f}, {shift.high:+.2f}] "
     f"(n = {shift.n}); pairing is worth {ratio:.1f} times the pairs in a close contest"
 )
 
