@@ -13,7 +13,7 @@ import torch.nn.functional as F
 IGNORE_INDEX = -100  # the label that PyTorch's and TRL's losses skip
 
 
-def log1mexp(x):
+def log1mexp(x: torch.Tensor) -> torch.Tensor:
     """log(1 - exp(x)) without losing digits, for x < 0.
 
     x: any shape, floating point, < 0 (nats, when x is a log-prob).
@@ -30,7 +30,7 @@ def log1mexp(x):
     return torch.where(near_zero, near, far)
 
 
-def log_odds(logps):
+def log_odds(logps: torch.Tensor) -> torch.Tensor:
     """Log-odds log(P / (1 - P)) of log-probs log P.
 
     logps: any shape, nats, < 0. bf16 and fp16 are computed in fp32.
@@ -43,7 +43,9 @@ def log_odds(logps):
     return logps - log1mexp(logps)
 
 
-def odds_ratio_loss(chosen_logps, rejected_logps):
+def odds_ratio_loss(
+    chosen_logps: torch.Tensor, rejected_logps: torch.Tensor
+) -> torch.Tensor:
     """ORPO's preference term, before weighting by beta.
 
     chosen_logps, rejected_logps: (B,) mean log-prob per response token, nats, < 0.
@@ -55,7 +57,12 @@ def odds_ratio_loss(chosen_logps, rejected_logps):
     return -F.logsigmoid(_checked_log_odds_ratio(chosen_logps, rejected_logps))
 
 
-def orpo_loss(nll_loss, chosen_logps, rejected_logps, beta=0.1):
+def orpo_loss(
+    nll_loss: torch.Tensor,
+    chosen_logps: torch.Tensor,
+    rejected_logps: torch.Tensor,
+    beta: float = 0.1,
+) -> torch.Tensor:
     """ORPO's full loss: NLL of the chosen answers plus the weighted preference term.
 
     nll_loss: scalar, nats: token-mean negative log-likelihood of the chosen rows.
@@ -80,7 +87,9 @@ def orpo_loss(nll_loss, chosen_logps, rejected_logps, beta=0.1):
     return nll_loss.reshape(()) + beta * preference
 
 
-def gradient_delta(chosen_logps, rejected_logps):
+def gradient_delta(
+    chosen_logps: torch.Tensor, rejected_logps: torch.Tensor
+) -> torch.Tensor:
     """delta(d), how strongly the preference term pulls on a pair: 1 / (1 + odds ratio).
 
     chosen_logps, rejected_logps: (B,) mean log-prob per response token, nats, < 0.
@@ -92,7 +101,7 @@ def gradient_delta(chosen_logps, rejected_logps):
     return torch.sigmoid(-_checked_log_odds_ratio(chosen_logps, rejected_logps))
 
 
-def mean_logps(logits, labels):
+def mean_logps(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean log-prob of each row's labelled tokens.
 
     logits: (B, T, V); position t scores token t + 1, the shift happens here.
@@ -113,7 +122,7 @@ def mean_logps(logits, labels):
     return -losses.sum(dim=1) / counts
 
 
-def nll(logits, labels):
+def nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Token-mean negative log-likelihood of a whole batch.
 
     logits: (B, T, V); labels: (B, T) with -100 for tokens that are not scored

@@ -3,6 +3,9 @@
 Every function takes an `ax`, draws on it and returns it; the notebook shows it.
 """
 
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 # Okabe-Ito colours, distinct for colour-blind readers; line styles repeat the meaning.
@@ -15,9 +18,18 @@ COLOURS = {
     "ORPO": "#000000",
 }
 STYLES = {"chosen": "-", "rejected": "--"}
+# Colour and hatch of a bar's parts, told apart in grey: greys for what is frozen, blues
+# for what training adds.
+PARTS = (
+    ("#333333", ""),
+    ("#7f7f7f", ""),
+    ("#0072b2", "///"),
+    ("#56b4e9", "..."),
+    ("#bfe3f7", ""),
+)
 
 
-def tidy(ax, title, xlabel, ylabel):
+def tidy(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     """Title that states the finding, axis labels with units, no box."""
     ax.set_title(title, fontsize=10)
     ax.set_xlabel(xlabel)
@@ -37,7 +49,7 @@ ROAD = (
 )
 
 
-def road_to_orpo(ax):
+def road_to_orpo(ax: Axes) -> Axes:
     """One column per method: its data, its models in memory, its training stages."""
     rows = {"data": 2.7, "models in memory": 1.9, "training stages": 0.7}
     for column, (name, data, models, stages) in enumerate(ROAD):
@@ -61,7 +73,7 @@ def road_to_orpo(ax):
     return tidy(ax, "ORPO needs one model and one stage", "", "")
 
 
-def preference_curves(ax, histories, title):
+def preference_curves(ax: Axes, histories: list[list[dict]], title: str) -> Axes:
     """Mean log-probs of chosen and rejected answers over steps.
 
     histories: list of `PreferenceCurve.history`, one per seed; several are drawn as
@@ -79,7 +91,14 @@ def preference_curves(ax, histories, title):
     return tidy(ax, title, "optimizer step", "mean log-prob per token (nats)")
 
 
-def estimates(ax, names, values, title, xlabel, colours=None):
+def estimates(
+    ax: Axes,
+    names: Sequence[str],
+    values: Sequence,
+    title: str,
+    xlabel: str,
+    colours: dict[str, str] | None = None,
+) -> Axes:
     """Horizontal points with 95 % intervals. values: list of `evaluation.Estimate`."""
     for row, (name, value) in enumerate(zip(names, values, strict=True)):
         colour = (colours or {}).get(name, "#000000")
@@ -96,10 +115,10 @@ class LiveCurves:
     Give it to `PreferenceCurve(..., on_point=LiveCurves(title))`.
     """
 
-    def __init__(self, title):
+    def __init__(self, title: str) -> None:
         self.title, self.handle = title, None
 
-    def __call__(self, history):
+    def __call__(self, history: list[dict]) -> None:
         import matplotlib.pyplot as plt
         from IPython.display import display
 
@@ -118,21 +137,25 @@ class LiveCurves:
             self.handle.update(fig)
 
 
-def stacked_gib(ax, bills, title, limit=None):
+def stacked_gib(
+    ax: Axes,
+    bills: dict[str, dict[str, float]],
+    title: str,
+    limit: tuple[float, str] | None = None,
+) -> Axes:
     """Horizontal stacked bars of memory, each with its total.
 
     bills: {name: {part: GiB}}, all with the same parts, at most five. limit: (GiB,
     label) of a card. Raises: ValueError for more parts.
     """
     parts = list(next(iter(bills.values())))
-    # Greys for what is frozen, blues for what training adds.
-    colours = ["#333333", "#7f7f7f", "#0072b2", "#56b4e9", "#bfe3f7"]
-    if len(parts) > len(colours):
-        raise ValueError(f"{len(parts)} parts, and colours for {len(colours)} only.")
+    if len(parts) > len(PARTS):
+        raise ValueError(f"{len(parts)} parts, and colours for {len(PARTS)} only.")
     left = [0.0] * len(bills)
-    for part, colour in zip(parts, colours, strict=False):
+    for part, (colour, hatch) in zip(parts, PARTS, strict=False):
         widths = [bill[part] for bill in bills.values()]
-        ax.barh(range(len(bills)), widths, left=left, color=colour, label=part)
+        look = {"color": colour, "hatch": hatch, "edgecolor": "white", "lw": 0.5}
+        ax.barh(range(len(bills)), widths, left=left, label=part, **look)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     for row, total in enumerate(left):
@@ -145,7 +168,13 @@ def stacked_gib(ax, bills, title, limit=None):
     return tidy(ax, title, "GiB", "")
 
 
-def spread(ax, groups, marks, title, ylabel):
+def spread(
+    ax: Axes,
+    groups: dict[str, Sequence[float]],
+    marks: dict[str, float],
+    title: str,
+    ylabel: str,
+) -> Axes:
     """One column of dots a group, and a bar where a reference value lies.
 
     groups: {name: list of values}. marks: {name: value}, drawn as short lines.
@@ -160,7 +189,7 @@ def spread(ax, groups, marks, title, ylabel):
     return tidy(ax, title, "", ylabel)
 
 
-def waterfall(ax, report, title):
+def waterfall(ax: Axes, report: list[dict], title: str) -> Axes:
     """From all rows down to the pairs that are kept, one bar a reason.
 
     report: `Mix.report`. Numbers beside the bars are rows.
@@ -196,7 +225,9 @@ def waterfall(ax, report, title):
     return tidy(ax, title, "rows", "")
 
 
-def chosen_against_rejected(ax, groups, title, xlabel):
+def chosen_against_rejected(
+    ax: Axes, groups: dict[str, dict], title: str, xlabel: str
+) -> Axes:
     """Two points with 95 % intervals a row: chosen and rejected.
 
     groups: {name: {"chosen": Estimate, "rejected": Estimate}}.
@@ -213,7 +244,13 @@ def chosen_against_rejected(ax, groups, title, xlabel):
     return tidy(ax, title, xlabel, "")
 
 
-def two_histograms(ax, values, bins, title, xlabel):
+def two_histograms(
+    ax: Axes,
+    values: dict[str, Sequence[float]],
+    bins: int | Sequence[float],
+    title: str,
+    xlabel: str,
+) -> Axes:
     """Outlines of how chosen and rejected are spread. values: {side: numbers}."""
     for side in ("chosen", "rejected"):
         ax.hist(
@@ -226,3 +263,27 @@ def two_histograms(ax, values, bins, title, xlabel):
         )
     ax.legend(frameon=False, fontsize=8)
     return tidy(ax, title, xlabel, "pairs")
+
+
+def scaling(
+    ax: Axes,
+    processes: Sequence[int],
+    measured: Sequence[float],
+    only_uneven: Sequence[float],
+    title: str,
+) -> Axes:
+    """Times as fast as one GPU, over GPUs, between the ideal line and two losses.
+
+    only_uneven: what would be reached if uneven pairs alone cost something. Where
+    `measured` lies above it, tokens are not quite time, and no second loss is drawn.
+    """
+    ax.plot(processes, processes, color=COLOURS["base"], ls=":", label="ideal")
+    ax.fill_between(
+        processes, only_uneven, processes, color="#cccccc", label="uneven pairs"
+    )
+    low = [min(pair) for pair in zip(measured, only_uneven, strict=True)]
+    ax.fill_between(processes, low, only_uneven, color="#d55e00", label="the rest")
+    ax.plot(processes, measured, "o-", color="#0072b2", label="measured")
+    ax.set_xticks(processes)
+    ax.legend(frameon=False, fontsize=8)
+    return tidy(ax, title, "GPUs", "times as fast as one")

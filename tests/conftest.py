@@ -4,6 +4,9 @@ Set here because the libraries read it when they are first imported.
 """
 
 import os
+import warnings
+
+import pytest
 
 for name, value in {
     "HF_HUB_OFFLINE": "1",
@@ -17,3 +20,17 @@ for name, value in {
 from hub import hub  # noqa: E402 - a fixture: a stand-in for the model hub
 
 __all__ = ["hub"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Each test begins with the same mapping as os.environ, and a change is named.
+
+    `datasets` puts a copy in its place when it maps with several processes.
+    """
+    before = os.environ
+    done = yield
+    if os.environ is not before:
+        warnings.warn(f"{item.nodeid} replaced os.environ", stacklevel=1)
+        os.environ = before  # noqa: B003 - the mapping, not its content
+    return done

@@ -4,9 +4,11 @@ import json
 
 import bench_precision
 import pytest
+from trl_orpo import trl_orpo
 
 
 def test_all_adapters_are_worth_the_same_in_float32(tmp_path, capsys):
+    trl_orpo()
     file = tmp_path / "tiny.json"
     few = ["--shape", "tiny", "--pairs", "8", "--steps", "2", "--by-matrix"]
     record = bench_precision.main([*few, "--json", str(file)])

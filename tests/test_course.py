@@ -16,12 +16,14 @@ from nbformat.v4 import new_output
 
 from course_utils.chat.loss_view import _STYLE
 from course_utils.course import (
+    building,
     commands,
     console,
     execution,
     notebook_lint,
     notebooks,
     pages,
+    running,
 )
 from course_utils.recorded import on_gpu
 from course_utils.setup import places
@@ -85,7 +87,7 @@ def kernel(monkeypatch):
 def built(root, kernel, monkeypatch):
     """The small course with its notebooks built, none of them recorded on a GPU."""
     monkeypatch.setattr(on_gpu, "load", lambda: None)
-    assert commands.build_notebooks(root) == 0
+    assert building.build_notebooks(root) == 0
     kernel.clear()
     return root
 
@@ -100,7 +102,7 @@ def edit(root, old, new, name="00_first"):
 
 
 def test_notebooks_are_built_from_text_by_a_real_kernel(root):
-    assert commands.build_notebooks(root, ["00"]) == 0
+    assert building.build_notebooks(root, ["00"]) == 0
     path = root / "notebooks" / "00_first.ipynb"
     assert notebook_lint.problems(path) == []
     assert notebooks.finding(notebooks.read(path)) == "first"
@@ -125,7 +127,7 @@ def test_a_readme_without_its_marks_is_refused():
 def test_only_stale_runs_what_changed_and_renews_all_text(built, kernel):
     edit(built, "first", "changed")
     edit(built, "one number", "two numbers", name="01_second")
-    assert commands.build_notebooks(built, only_stale=True) == 0
+    assert building.build_notebooks(built, only_stale=True) == 0
     assert [number for number, _, _ in kernel] == ["00"]
     second = notebooks.read(built / "notebooks" / "01_second.ipynb")
     assert notebooks.heading(second) == "01 · Is p(y|x) two numbers?"
@@ -136,7 +138,7 @@ def test_a_notebook_that_breaks_stays_as_committed(built, kernel, capsys):
     path = built / "notebooks" / "00_first.ipynb"
     before = path.read_bytes()
     edit(built, 'print("Finding: first")', "1 / 0")
-    assert commands.build_notebooks(built) == 1
+    assert building.build_notebooks(built) == 1
     assert path.read_bytes() == before
     assert (built / "build" / "broken" / path.name).exists()
     said = capsys.readouterr().out
@@ -146,7 +148,7 @@ def test_a_notebook_that_breaks_stays_as_committed(built, kernel, capsys):
 
 def test_text_gets_the_form_that_jupytext_writes(built, kernel, capsys):
     edit(built, "import os\n\nprint", "\nimport os\n\nprint")
-    commands.build_notebooks(built, only_stale=True)
+    building.build_notebooks(built, only_stale=True)
     text = (built / "notebooks" / "src" / "00_first.py").read_text(encoding="utf-8")
     assert text == notebooks.to_text(notebooks.from_text(text))
 
@@ -161,7 +163,7 @@ def test_a_notebook_with_a_token_is_not_written(built, capsys, token, place):
         edit(built, "# # 00", f"# {token}\n#\n# # 00")
     else:
         edit(built, 'print("Finding: first")', f'key = "{token}"')
-    assert commands.build_notebooks(built, ["00"]) == 1
+    assert building.build_notebooks(built, ["00"]) == 1
     assert target.read_bytes() == before
     said = capsys.readouterr().out
     assert "not written" in said and token not in said
@@ -169,7 +171,7 @@ def test_a_notebook_with_a_token_is_not_written(built, capsys, token, place):
 
 def test_a_notebook_that_prints_a_token_is_not_written(root, capsys):
     edit(root, 'print("Finding: first")', 'print("hf_" + "aB3" * 12)')
-    assert commands.build_notebooks(root, ["00"]) == 1
+    assert building.build_notebooks(root, ["00"]) == 1
     assert not (root / "notebooks" / "00_first.ipynb").exists()
     assert "what looks like a token in its output" in capsys.readouterr().out
 
@@ -179,7 +181,7 @@ def test_a_notebook_that_prints_a_token_is_not_written(root, capsys):
 
 def test_the_course_runs_from_a_copy_and_ends_with_a_table(built, kernel, capsys):
     committed = [path.read_bytes() for path in notebooks.notebook_files(built)]
-    assert commands.run_course(built) == 0
+    assert running.run_course(built) == 0
     assert committed == [path.read_bytes() for path in notebooks.notebook_files(built)]
     assert {folder for _, folder, _ in kernel} == {built / "build" / "notebooks"}
     said = capsys.readouterr().out
@@ -196,20 +198,20 @@ def test_the_course_runs_from_a_copy_and_ends_with_a_table(built, kernel, capsys
 
 
 def test_a_second_run_reuses_what_did_not_change(built, kernel, monkeypatch):
-    commands.run_course(built)
+    running.run_course(built)
     kernel.clear()
-    commands.run_course(built)
+    running.run_course(built)
     assert kernel == []
     edit(built, "one number", "two numbers")
-    commands.build_notebooks(built, only_stale=True)
-    commands.run_course(built)
+    building.build_notebooks(built, only_stale=True)
+    running.run_course(built)
     assert kernel == []
     page = (built / "build" / "html" / "00_first.html").read_text(encoding="utf-8")
     assert "two numbers" in page
-    commands.run_course(built, fresh=True)
+    running.run_course(built, fresh=True)
     assert len(kernel) == 2
     monkeypatch.setenv("COURSE_PROFILE", "t4")
-    commands.run_course(built, ["00"])
+    running.run_course(built, ["00"])
     assert kernel[-1][2] == "t4"
 
 
@@ -217,13 +219,13 @@ def test_a_broken_notebook_does_not_stop_the_others(built, kernel, capsys):
     template = notebooks.from_text(FIRST.replace('print("Finding: first")', "1 / 0"))
     finished = notebooks.finished(template, "00_first", deepcopy(template), RECORD)
     notebooks.write(finished, built / "notebooks" / "00_first.ipynb")
-    assert commands.run_course(built) == 1
+    assert running.run_course(built) == 1
     said = capsys.readouterr().out
     assert "00_first: broke at cell 2: ZeroDivisionError" in said
     assert "BROKE at cell 2:" in said
     assert "01_second: done" in said
     kernel.clear()
-    assert commands.run_course(built) == 1
+    assert running.run_course(built) == 1
     assert [number for number, _, _ in kernel] == ["00"]
 
 
@@ -234,23 +236,23 @@ def test_a_broken_notebook_does_not_stop_the_others(built, kernel, capsys):
 )
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_copy_that_cannot_be_read_is_made_again(built, kernel, content, fresh):
-    commands.run_course(built)
+    running.run_course(built)
     kernel.clear()
     copy = built / "build" / "notebooks" / "00_first.ipynb"
     copy.write_bytes(content)
-    assert commands.run_course(built, fresh=fresh) == 0
+    assert running.run_course(built, fresh=fresh) == 0
     assert "00" in [number for number, _, _ in kernel]
     assert notebooks.finding(notebooks.read(copy)) == "first"
 
 
 def test_a_copy_of_other_code_is_made_again(built, kernel):
-    commands.run_course(built)
+    running.run_course(built)
     kernel.clear()
     copy = built / "build" / "notebooks" / "00_first.ipynb"
     other = notebooks.read(copy)
     other.cells[1].source = "print('somebody edited this')"
     notebooks.write(other, copy)
-    assert commands.run_course(built) == 0
+    assert running.run_course(built) == 0
     assert [number for number, _, _ in kernel] == ["00"]
 
 
@@ -258,7 +260,7 @@ def test_a_copy_of_other_code_is_made_again(built, kernel):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\x80", b'{"nbformat": 4}'])
 def test_an_unreadable_notebook_stops_no_other(built, kernel, capsys, content):
     (built / "notebooks" / "00_first.ipynb").write_bytes(content)
-    assert commands.run_course(built) == 1
+    assert running.run_course(built) == 1
     said = capsys.readouterr().out
     assert "00_first.ipynb is not a notebook" in said
     assert "01_second: done" in said
@@ -273,11 +275,11 @@ def test_a_build_folder_that_cannot_be_written_is_said(built, kernel, blocked):
         "a file stands where the folder should be", encoding="utf-8"
     )
     with pytest.raises(SystemExit, match="writes its results to .*build, and cannot"):
-        commands.run_course(built)
+        running.run_course(built)
 
 
 def test_a_full_disk_keeps_the_page_of_the_run_before(built, kernel, monkeypatch):
-    commands.run_course(built)
+    running.run_course(built)
     page = built / "build" / "html" / "00_first.html"
     before = page.read_bytes()
 
@@ -286,7 +288,7 @@ def test_a_full_disk_keeps_the_page_of_the_run_before(built, kernel, monkeypatch
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(SystemExit, match="No space left"):
-        commands.run_course(built, fresh=True)
+        running.run_course(built, fresh=True)
     assert page.read_bytes() == before
     assert not list((built / "build").rglob("*.partial"))
 
@@ -339,22 +341,22 @@ def test_run_key_hangs_on_code_package_cards_and_settings(tmp_path, monkeypatch)
     card = tmp_path / "data_cards" / "prm.md"
     card.write_text("1", encoding="utf-8")
     notebook = notebooks.from_text(FIRST)
-    keys = [commands.run_key(notebook, package, "cpu")]
-    assert keys == [commands.run_key(notebook, package, "cpu")]
+    keys = [running.run_key(notebook, package, "cpu")]
+    assert keys == [running.run_key(notebook, package, "cpu")]
     (package / "world.py").write_text("2", encoding="utf-8")
-    keys.append(commands.run_key(notebook, package, "cpu"))
+    keys.append(running.run_key(notebook, package, "cpu"))
     card.write_text("2", encoding="utf-8")
-    keys.append(commands.run_key(notebook, package, "cpu"))
+    keys.append(running.run_key(notebook, package, "cpu"))
     monkeypatch.setenv("COURSE_DATA", "elsewhere")
-    keys.append(commands.run_key(notebook, package, "cpu"))
-    keys.append(commands.run_key(notebook, package, "t4"))
-    keys.append(commands.run_key(notebooks.from_text(SECOND), package, "t4"))
+    keys.append(running.run_key(notebook, package, "cpu"))
+    keys.append(running.run_key(notebook, package, "t4"))
+    keys.append(running.run_key(notebooks.from_text(SECOND), package, "t4"))
     assert len(set(keys)) == 6
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(built):
     with pytest.raises(SystemExit, match="'07'.*00_first, 01_second"):
-        commands.run_course(built, ["07"])
+        running.run_course(built, ["07"])
 
 
 def test_the_table_fits_its_width():
@@ -416,7 +418,7 @@ def test_outside_a_clone_the_commands_say_what_to_do(monkeypatch, tmp_path):
 
 
 def test_a_page_leads_to_its_neighbours_and_sections(built, kernel):
-    commands.run_course(built)
+    running.run_course(built)
     first = (built / "build" / "html" / "00_first.html").read_text(encoding="utf-8")
     second = (built / "build" / "html" / "01_second.html").read_text(encoding="utf-8")
     assert first.count('rel="next" href="01_second.html"') == 2
@@ -435,6 +437,16 @@ def test_a_fold_holds_its_text(tmp_path):
     html = (tmp_path / "a.html").read_text(encoding="utf-8")
     fold = re.search("<details><summary>Open me</summary>(.*?)</details>", html, re.S)
     assert "<em>answer</em>" in fold[1] and "After" not in fold[1]
+
+
+def test_a_page_folds_what_a_prediction_asks_for(tmp_path):
+    notebook = notebooks.from_text("# %% [markdown]\n# **Predict.** What?\n\n# %%\n1\n")
+    output = notebooks.nbformat.v4.new_output("stream", text="the answer")
+    notebook.cells[1].outputs = [output]
+    pages.write_page(notebook, tmp_path / "a.html", tmp_path)
+    html = (tmp_path / "a.html").read_text(encoding="utf-8")
+    fold = re.search('<details class="course-answer">(.*?)</details>', html, re.S)
+    assert "the answer" in fold[1] and html.count("the answer") == 1
 
 
 def test_contents_are_the_sections():
@@ -467,7 +479,7 @@ def test_tokens_can_be_read_in_every_theme(style):
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 def test_notebooks_run_side_by_side_and_stay_in_order(built, kernel, capsys, jobs):
-    assert commands.run_course(built, jobs=jobs) == 0
+    assert running.run_course(built, jobs=jobs) == 0
     said = capsys.readouterr().out
     assert f"{jobs} at a time (as asked)" in said
     assert said.index("build/html/00_first") < said.index("build/html/01_second")
@@ -482,7 +494,7 @@ def test_an_error_ends_the_other_notebooks(built, monkeypatch):
 
     monkeypatch.setattr(execution, "execute", execute)
     with pytest.raises(ZeroDivisionError):
-        commands.run_course(built, jobs=2)
+        running.run_course(built, jobs=2)
 
 
 @pytest.mark.parametrize(
@@ -501,5 +513,5 @@ def test_the_jobs_follow_profile_cores_and_memory(
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     memory = types.SimpleNamespace(available=free_gib * 2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    found, reason = commands.default_jobs()
+    found, reason = running.default_jobs()
     assert found == jobs and why in reason

@@ -1,11 +1,14 @@
 """A notebook runs in a clean kernel of this very Python, and its run is measured."""
 
+import importlib.metadata
 import sys
 
 import pytest
+from transformers import TrainerState
 
 from course_utils.course import execution, notebooks
 from course_utils.setup import threads
+from course_utils.training import progress
 
 
 def from_cells(*sources):
@@ -30,7 +33,7 @@ def test_a_run_is_measured_and_leaves_no_trace_of_the_machine(tmp_path):
     assert printed(notebook, 1).strip() == sys.executable
     assert printed(notebook, 2).split() == [str(tmp_path), "cpu", "1"]
     assert record["profile"] == "cpu"
-    assert record["versions"]["trl"] == "1.16.0"
+    assert record["versions"]["trl"] == importlib.metadata.version("trl")
     assert record["seconds"] > 0.6
     assert record["cores"] == threads.usable_cores()
     # The block was gone before the run ended: the peak is seen, not the end.
@@ -40,6 +43,43 @@ def test_a_run_is_measured_and_leaves_no_trace_of_the_machine(tmp_path):
     assert notebook.metadata.language_info == {"name": "python"}
     assert not any("execution" in cell.metadata for cell in notebook.cells)
     assert "widgets" not in notebook.metadata
+
+
+TRAINING = """
+import time
+from transformers import TrainerControl, TrainerState
+from course_utils.training import progress
+from IPython.display import DisplayHandle
+
+progress.SECONDS, sent = 0.0, []
+update = DisplayHandle.update
+DisplayHandle.update = lambda *a, **k: (sent.append(a[1]), update(*a, **k))
+line, state = progress.LiveLine(), TrainerState(max_steps=3)
+line.on_train_begin(None, state, TrainerControl())
+print("before")
+for state.global_step in (1, 2, 3):
+    line.on_step_end(None, state, TrainerControl())
+line.on_train_end(None, state, TrainerControl())
+print(len(sent), sent[0]["text/plain"], sent[-1])
+"""
+
+
+def test_a_training_shows_where_it_is_and_leaves_no_trace(tmp_path):
+    notebook = from_cells(TRAINING)
+    execution.execute(notebook, tmp_path, "cpu")
+    outputs = notebook.cells[0].outputs
+    assert {output.output_type for output in outputs} == {"stream"}  # no display
+    (said,) = [output.text for output in outputs if output.name == "stdout"]
+    assert said == "before\n3 step 2 of 3, 0 s left {}\n"
+
+
+def test_a_training_outside_jupyter_shows_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    line, state = progress.LiveLine(), TrainerState(max_steps=2, global_step=1)
+    line.on_train_begin(None, TrainerState(max_steps=2), None)
+    line.on_step_end(None, state, None)
+    line.on_train_end(None, state, None)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_broken_cell_is_named_and_the_outputs_before_it_kept(tmp_path):

@@ -20,7 +20,8 @@ MISTAKES = [
 @pytest.mark.parametrize("exercise", EXERCISES, ids=NUMBERS)
 def test_the_solution_passes(exercise, capsys):
     exercise.check(exercise.answer)
-    assert capsys.readouterr().out == f"{exercise.number}: correct\n"
+    # The first check that imports TRL lets its libraries print a line before.
+    assert capsys.readouterr().out.endswith(f"{exercise.number}: correct\n")
 
 
 @pytest.mark.parametrize(("exercise", "phrase", "wrong"), MISTAKES)
@@ -125,6 +126,31 @@ def test_an_unfinished_body_is_not_attempted(capsys):
 
     checks.delta(delta)
     assert capsys.readouterr().out == "1.3: not attempted yet\n"
+
+
+@pytest.mark.parametrize(
+    ("attempt", "words", "got"),
+    [
+        (lambda scores: (0.4, 0.9), "this is not the interval", "[0.26, 0.21, 0.6]"),
+        # Right for three seeds: the case that is wrong is shown.
+        (
+            lambda scores: (
+                solutions.seed_interval(scores) if len(scores) == 3 else (0.1, 0.2)
+            ),
+            "this is not the interval",
+            "(0.1, 0.2) for ([0.9, 0.93, 0.92, 0.85])",
+        ),
+    ],
+)
+def test_another_wrong_result_gets_the_last_words_and_its_case(attempt, words, got):
+    with pytest.raises(feedback.Feedback) as error:
+        checks.seed_interval(attempt)
+    assert words in str(error.value) and got in str(error.value)
+
+
+def test_a_mistake_that_stops_with_an_error_is_not_the_attempts():
+    with pytest.raises(feedback.Feedback, match="this pair is judged wrongly"):
+        checks.similarity(lambda one, two, run: 0.25)
 
 
 # --- type and shape come first ------------------------------------------------------

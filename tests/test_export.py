@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import compare_gguf
 import gguf
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from course_utils import chat, lab
 from course_utils.models import random_weights
 from course_utils.publishing import export, merging
 from course_utils.publishing.export import __main__ as command
-from course_utils.publishing.export import compare, gguf_file
+from course_utils.publishing.export import gguf_file
 
 PROMPTS = [
     [{"role": "user", "content": text}]
@@ -397,8 +398,8 @@ LLAMA_CPP = "llama-cpp-python is not installed: it compiles, and is no dependenc
 
 def test_llama_cpp_answers_like_transformers(folder):
     pytest.importorskip("llama_cpp", reason=LLAMA_CPP)
-    reference, end = compare.answers_of_transformers(folder, PROMPTS, 24)
-    found = compare.compare(folder, PROMPTS, "float32", reference, end)
+    reference, end = compare_gguf.answers_of_transformers(folder, PROMPTS, 24)
+    found = compare_gguf.compare(folder, PROMPTS, "float32", reference, end)
     assert found["same_prompt_tokens"] == 1
     assert found["distance"]["kl"]["value"] < 1e-6
     assert found["distance"]["same_next_token"] == 1

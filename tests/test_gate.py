@@ -88,7 +88,8 @@ def test_a_faithful_merge_passes_in_a_new_process(observation, folder, tokenizer
     assert d.kl.value < 1e-9 and d.max_logit_difference < 1e-3
     assert d.same_answers.value == d.same_next_token == d.stop_is_argmax == d.ended == 1
     record = gate.require_passed(folder)
-    assert len(record["checks"]) == len(found.checks) == 15
+    names = [check["name"] for check in record["checks"]]
+    assert names == [check.name for check in found.checks] and len(names) > 1
     assert record["run"]["command"] == "a test"
     assert record["measured"]["distance"]["kl"]["n"] == 3
     assert sorted(record["files"])[:2] == ["chat_template.jinja", "config.json"]
@@ -377,7 +378,7 @@ def test_other_prompts_in_the_new_process(observation):
         for check in release.check_behaviour(found, observation, others)
         if not check.passed
     ]
-    assert check.failure == "other token ids were read"
+    assert check.failure == "other ids were read"
 
 
 def test_a_trained_model_that_never_ends_is_not_published(tokenizer):
@@ -389,7 +390,8 @@ def test_a_trained_model_that_never_ends_is_not_published(tokenizer):
         for check in release.check_behaviour(found, seen, seen.reference.questions)
         if not check.passed
     ]
-    assert names == ["no answer of the trained model ends"]
+    (words,) = names
+    assert words.startswith("end of turn is argmax after an answer: none ended")
 
 
 # --- the noise ----------------------------------------------------------------------

@@ -208,6 +208,72 @@ def test_the_house_has_one_width():
     assert PYPROJECT["tool"]["ruff"]["line-length"] == notebook_lint.MAX_WIDTH
 
 
+# Rooms whose public functions all say what they take and return.
+ANNOTATED = (
+    "chat",
+    "course",
+    "data",
+    "evaluation",
+    "exercises",
+    "lab",
+    "models",
+    "orpo.py",
+    "plots.py",
+    "publishing",
+    "recorded",
+    "setup",
+    "training",
+)
+# What a learner writes or is given, shown as it stands in a notebook's cell.
+AS_IN_A_CELL = (
+    "exercises/hunts/recipes.py",
+    "exercises/hunts/repairs.py",
+    "exercises/solutions.py",
+)
+
+
+def unannotated(body, owner=""):
+    """The public functions and methods in a body that lack an annotation."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from unannotated(node.body, f"{node.name}.")
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        own = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        own += filter(None, (node.args.vararg, node.args.kwarg))
+        bare = [a.arg for a in own if not a.annotation and a.arg not in ("self", "cls")]
+        private = node.name.startswith("_") and not node.name.endswith("__")
+        if not private and (bare or node.returns is None):
+            yield f"{owner}{node.name}"
+
+
+@pytest.mark.parametrize("room", ANNOTATED)
+def test_public_functions_have_annotations(room):
+    place = places.PACKAGE / room
+    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
+    assert files
+    for path in files:
+        name = path.relative_to(places.PACKAGE).as_posix()
+        if name not in AS_IN_A_CELL:
+            lacking = unannotated(ast.parse(path.read_text(encoding="utf-8")).body)
+            assert list(lacking) == [], name
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def f(a: int) -> int: ...", []),
+        ("def f(a) -> int: ...", ["f"]),
+        ("def f(a: int): ...", ["f"]),
+        ("def f(*a: int, **b) -> None: ...", ["f"]),
+        ("def _f(a): ...", []),
+        ("class A:\n def __init__(self, a): ...\n def _b(self): ...", ["A.__init__"]),
+    ],
+)
+def test_the_search_finds_a_missing_annotation(code, found):
+    assert list(unannotated(ast.parse(code).body)) == found
+
+
 @pytest.mark.parametrize(
     "path",
     sorted(places.PACKAGE.rglob("*.py")),

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import measure_merge
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,7 +17,6 @@ from course_utils import chat, lab, models, recorded
 from course_utils.models import nf4_config, shards
 from course_utils.publishing import merging
 from course_utils.publishing.merging import __main__ as command
-from course_utils.publishing.merging import rehearsal
 from course_utils.publishing.merging.adapter import Adapter
 
 
@@ -463,7 +463,7 @@ def test_the_command(base, adapter, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def random_adapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("random") / "adapter"
-    rehearsal.write_random_adapter(lab.BASE_MODEL, folder, rank=4, alpha=8)
+    measure_merge.write_random_adapter(lab.BASE_MODEL, folder, rank=4, alpha=8)
     return folder
 
 
@@ -484,7 +484,7 @@ def test_the_check_tells_a_right_merge_from_a_wrong_one(
     tokenizer = AutoTokenizer.from_pretrained(random_adapter)
     out = tmp_path / "out"
     merging.merge(lab.BASE_MODEL, random_adapter, out, tokenizer, nf4)
-    errors = rehearsal.largest_errors(lab.BASE_MODEL, random_adapter, out, [1, 3])
+    errors = measure_merge.largest_errors(lab.BASE_MODEL, random_adapter, out, [1, 3])
     assert len(errors) == 2 * 9 + 3
     assert (max(errors.values()) <= 0.5) is right
     assert errors["model.norm.weight"] == 0
@@ -493,12 +493,13 @@ def test_the_check_tells_a_right_merge_from_a_wrong_one(
 def test_a_processs_memory_is_measured():
     take = "import sys; kept = b'x' * (int(sys.argv[1]) * 2**20)"
     small, large = (
-        rehearsal.measured([sys.executable, "-c", take, mib]) for mib in ("1", "257")
+        measure_merge.measured([sys.executable, "-c", take, mib])
+        for mib in ("1", "257")
     )
     assert large["peak_gib"] - small["peak_gib"] == pytest.approx(0.25, abs=0.01)
     assert 0 < small["cpu_minutes"] < small["minutes"] + 0.01
     with pytest.raises(RuntimeError, match=r"failed: [\s\S]*ValueError: no"):
-        rehearsal.measured([sys.executable, "-c", "raise ValueError('no')"])
+        measure_merge.measured([sys.executable, "-c", "raise ValueError('no')"])
 
 
 def test_8b_was_merged_within_16_gib():

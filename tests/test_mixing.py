@@ -507,14 +507,16 @@ def test_a_weight_keeps_a_share_and_a_cap_a_number(mix):
     assert sum(row["kept"] for row in some.report) == len(some.train)
 
 
-def test_what_a_cap_keeps_hangs_on_the_seed_not_on_other_sources(mix):
-    def kept(**options):
-        train = mixing.build(caps={"prm": 50}, **options).train
+def test_what_a_cap_keeps_hangs_on_the_seed_not_on_other_sources():
+    def kept(cap, *others):
+        cards = {name: CARDS[name] for name in ("prm", *others)}
+        train = mixing.build(caps={"prm": cap}, cards=cards).train
         return {p["hash"] for p in train if p["source"] == "prm"}
 
-    assert kept() == kept(without=("capybara", "toxic"))
-    smaller = mixing.build(caps={"prm": 20}).train
-    assert {p["hash"] for p in smaller if p["source"] == "prm"} < kept()
+    fifty = kept(50)
+    assert len(fifty) == 50
+    assert kept(50, "capybara", "toxic") == fifty
+    assert kept(20) < fifty
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@ import json
 import shutil
 from dataclasses import replace
 
+import compare_gguf
 import httpx
+import measure_merge
 import pytest
 import torch
 import tuned_llama
@@ -18,9 +20,7 @@ from course_utils import lab, models
 from course_utils.evaluation.benchmarks import __main__ as benchmarks_command
 from course_utils.models import loading
 from course_utils.publishing import export
-from course_utils.publishing.export import compare
 from course_utils.publishing.gate import release
-from course_utils.publishing.merging import rehearsal
 from course_utils.setup import places, profiles
 
 
@@ -174,8 +174,8 @@ LOADS = {
     "lab": lab.load_base,
     "benchmarks": lambda folder: benchmarks_command.load(str(folder), "float32"),
     "GGUF": lambda folder: export.to_gguf(folder, folder.parent / "x.gguf"),
-    "compare": lambda folder: compare.answers_of_transformers(folder, []),
-    "random adapter": lambda folder: rehearsal.write_random_adapter(
+    "compare": lambda folder: compare_gguf.answers_of_transformers(folder, []),
+    "random adapter": lambda folder: measure_merge.write_random_adapter(
         folder, folder.parent / "adapter"
     ),
     "gate": lambda folder: release.behave_from_folder(folder, "", [], [], 1),

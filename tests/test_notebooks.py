@@ -2,6 +2,7 @@
 
 import base64
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 from nbformat import NotebookNode
@@ -104,6 +105,42 @@ def test_an_inserted_cell_leaves_the_other_ids_alone(template):
     longer = notebooks.from_text(TEXT.replace(cell, f"# %%\n1\n\n{cell}"))
     ids = [cell.id for cell in longer.cells]
     assert ids[:2] + ids[3:] == [cell.id for cell in template.cells]
+
+
+def test_what_a_prediction_asks_for_is_not_in_sight():
+    text = """\
+# %%
+"seen"
+
+# %% [markdown]
+# **Predict.** What comes?
+
+# %%
+"hidden"
+
+# %%
+"hidden as well"
+
+# %% [markdown]
+# That came.
+
+# %%
+"seen again"
+"""
+    made = notebooks.from_text(text)
+    code = [cell for cell in made.cells if cell.cell_type == "code"]
+    hidden = [cell.source for cell in code if cell.metadata.get("jupyter")]
+    assert hidden == ['"hidden"', '"hidden as well"']
+    assert notebooks.to_text(made) == text
+
+
+def test_every_prediction_is_followed_by_a_hidden_output():
+    for path in notebooks.text_files(ROOT):
+        cells = notebooks.from_text(path.read_text(encoding="utf-8")).cells
+        for cell, after in pairwise(cells):
+            if notebooks.PREDICT in cell.source:
+                assert after.cell_type == "code", f"{path.name}: {cell.source[-80:]}"
+                assert after.metadata.jupyter == {"outputs_hidden": True}
 
 
 def test_equal_cells_get_different_ids():

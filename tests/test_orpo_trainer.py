@@ -230,8 +230,9 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
 
 
 def test_two_processes_equal_trl(tmp_path):
+    """DDP on the CPU. Packed: several rows per step, unequally many per process."""
     trl_orpo()
-    helper = Path(__file__).parent / "helpers" / "orpo_two_processes.py"
+    helper = Path(__file__).parent / "helpers" / "two_processes.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node=2", str(helper), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -239,10 +240,22 @@ def test_two_processes_equal_trl(tmp_path):
         command, env=environment, capture_output=True, text=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
-    theirs, ours = (torch.load(tmp_path / f"{n}-0.pt") for n in ("theirs", "ours"))
-    for name, weight in theirs["weights"].items():
-        torch.testing.assert_close(ours["weights"][name], weight, rtol=1e-5, atol=1e-7)
-    assert_same_logs(ours["logs"], theirs["logs"], 1e-5)
+    theirs, plain, packed, second = (
+        torch.load(tmp_path / f"{name}.pt")
+        for name in ("theirs-0", "plain-0", "packed-0", "packed-1")
+    )
+    assert max(packed["rows"]) > 1 and packed["rows"] != second["rows"]
+    assert packed["passes"] == second["passes"]
+    assert packed["passes"] == [*map(max, packed["rows"], second["rows"])]
+    for name, weight in packed["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+    for ours in (plain, packed):
+        assert ours["weights"].keys() == theirs["weights"].keys()
+        for name, weight in theirs["weights"].items():
+            torch.testing.assert_close(
+                ours["weights"][name], weight, rtol=1e-5, atol=1e-7
+            )
+        assert_same_logs(ours["logs"], theirs["logs"], 1e-5)
 
 
 # ---- what TRL does not have ----

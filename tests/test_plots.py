@@ -1,8 +1,10 @@
 """Figures: what is drawn is what was given, in the colours that mean it."""
 
+from itertools import combinations
+
 import matplotlib
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from course_utils import plots
 from course_utils.evaluation import Estimate
@@ -126,7 +128,22 @@ def test_tidy_takes_the_box_away(ax):
     assert ax.spines["left"].get_visible()
 
 
-def test_colours_differ_also_in_lightness_or_style():
+def lightness(colour):
+    """CIE L* of a colour: what a grey copy keeps of it, from 0 to 100."""
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in to_rgb(colour)
+    ]
+    light = sum(a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return 116 * light ** (1 / 3) - 16 if light > 0.008856 else 903.3 * light
+
+
+def test_the_parts_of_a_bar_are_told_apart_in_grey():
+    for (one, hatch), (other, another) in combinations(plots.PARTS, 2):
+        assert hatch != another or abs(lightness(one) - lightness(other)) > 15
+
+
+def test_chosen_and_rejected_are_told_apart_without_colour():
     assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
     assert plots.STYLES["chosen"] != plots.STYLES["rejected"]
 
@@ -140,6 +157,10 @@ def test_stacked_bars_sum_to_the_totals_that_are_written(ax):
     ends = [bar.get_x() + bar.get_width() for bar in ax.containers[-1]]
     assert ends == pytest.approx([90.0, 5.8])
     assert [text.get_text() for text in ax.texts] == ["90.0", "5.8"]
+    looks = [
+        (to_hex(c[0].get_facecolor()), c[0].get_hatch() or "") for c in ax.containers
+    ]
+    assert looks == list(plots.PARTS[:3])
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert set(labels) == {"weights", "gradients", "means", "card"}
     assert len({bars[0].get_facecolor() for bars in ax.containers}) == 3

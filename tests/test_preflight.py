@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from test_profiles import CPU, card
@@ -50,7 +51,7 @@ def test_a_good_set_up_passes(lab, versions):
     report = run(versions)
     assert report.choice.profile.name == "cpu"
     assert {f.verdict for f in report.findings} <= {"ok", "warning"}
-    assert report.headline.startswith("profile cpu: no CUDA GPU (")
+    assert report.choice.reason.startswith("no CUDA GPU")
     for text in (str(report), report._repr_html_()):
         assert f"trl {versions['trl']}" in text and "the course's own" in text.replace(
             "&#x27;", "'"
@@ -122,12 +123,30 @@ def test_local_folders_need_neither_hub_nor_disk(lab, versions):
     assert "hub" not in names and "disk" not in names
 
 
+@pytest.mark.parametrize(
+    "capability, installed, words",
+    [
+        (None, True, "sdpa (no CUDA GPU"),
+        ((7, 5), True, "sdpa (FlashAttention 2 needs capability 8.0"),
+        ((8, 9), False, "sdpa (flash-attn is not installed"),
+        ((8, 9), True, "flash_attention_2 (flash-attn is installed"),
+    ],
+)
+def test_attention_is_named_with_its_reason(monkeypatch, capability, installed, words):
+    def find_spec(name):
+        assert name == "flash_attn"
+        return object() if installed else None
+
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", find_spec)
+    found = preflight._attention(replace(CPU, capability=capability))
+    assert found.verdict == "ok" and found.value.startswith(words)
+
+
 def test_little_memory_warns(lab, versions, monkeypatch):
     monkeypatch.setattr(preflight, "free_memory_gib", lambda hardware: 0.5)
     report = run(versions)
     memory = next(f for f in report.findings if f.name == "memory")
     assert memory.verdict == "warning" and "0.5 GiB free, 3 needed" in memory.value
-    assert "1 warnings" in report.headline
 
 
 def test_little_disk_warns(lab, versions, monkeypatch):

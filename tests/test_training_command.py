@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_llama import tiny_model
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import AutoTokenizer
+from trl_orpo import trl_orpo
 
 from course_utils import lab
 from course_utils.data import mixing
@@ -264,6 +265,7 @@ def test_another_trainer_or_lever_is_named(asked, alone, base, begun, capsys):
     said = capsys.readouterr().out
     assert "lever packing True -> False, lever token_budget 200 -> 4096 since" in said
     assert_same(begun, alone)
+    trl_orpo()
     shutil.rmtree(begun / f"checkpoint-{STEPS}")
     again = [*asked, "--trainer", "stock", "--output", begun, "--resume"]
     train_here(base, *again)
@@ -342,7 +344,9 @@ def test_a_base_that_came_in_broken_is_named(
     weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     monkeypatch.setenv("COURSE_BASE_MODEL", str(broken))
-    for trainer in ("fast", "stock"):
+    for trainer in ("fast", "plain", "stock"):
+        if trainer == "stock":
+            trl_orpo()
         again = [*asked, "--trainer", trainer, "--output", tmp_path / trainer]
         status, said = command_here(*again)
         assert status == 1 and said.count("\n") == 1

@@ -1,5 +1,6 @@
 """A learner's answers stay: in pulls, in rebuilds, and when the course changes."""
 
+import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -103,3 +104,21 @@ def test_a_rebuild_keeps_what_somebody_wrote_into_a_tracked_notebook(root, conte
     mine = path.read_bytes()
     kept = working_copies.keep_answers(root, path)
     assert kept.parent == root / "work" and kept.read_bytes() == mine
+
+
+def test_a_late_joiner_gets_copies_and_what_was_found(root):
+    first = root / "notebooks" / "00_first.ipynb"
+    ran = notebooks.read(first)
+    said = {"output_type": "stream", "name": "stdout", "text": "Finding: 42 pairs\n"}
+    ran.cells[1].outputs = [nbformat.from_dict(said)]
+    notebooks.write(ran, first)
+    lines = working_copies.catch_up(root, "01")
+    assert lines[0] == "00 · A title Found: 42 pairs"
+    assert lines[1] == "01_second: copied to work/01_second.ipynb"
+    assert not (root / "work" / "00_first.ipynb").exists()
+    assert "01 starts on its own" in lines[2]
+
+
+def test_a_late_joiner_names_a_notebook_that_is_there():
+    with pytest.raises(SystemExit, match="No notebook begins with '77'"):
+        commands.main(["catch-up", "77"])

@@ -4,6 +4,8 @@ import html
 from dataclasses import dataclass
 from itertools import groupby
 
+from transformers import PreTrainedTokenizerBase
+
 from course_utils.chat.tokens import IGNORE_INDEX, tokenize_pair
 
 NONE, NLL, BOTH, ODDS = "none", "NLL", "NLL + odds", "odds"
@@ -24,7 +26,9 @@ _STYLE = {
 }
 
 
-def loss_view(tokenizer, pair: dict, max_length: int) -> dict[str, list]:
+def loss_view(
+    tokenizer: PreTrainedTokenizerBase, pair: dict, max_length: int
+) -> dict[str, list]:
     """Which term of TRL's ORPO loss sees each token of a pair.
 
     Arguments as tokenize_pair.
@@ -46,7 +50,9 @@ def loss_view(tokenizer, pair: dict, max_length: int) -> dict[str, list]:
     return view
 
 
-def show_loss_view(tokenizer, pair: dict, max_length: int) -> "LossView":
+def show_loss_view(
+    tokenizer: PreTrainedTokenizerBase, pair: dict, max_length: int
+) -> "LossView":
     """loss_view as an object that Jupyter draws and print writes; same arguments."""
     return LossView(loss_view(tokenizer, pair, max_length))
 
@@ -66,7 +72,7 @@ class LossView:
             if any(r == region for _, r in tokens)
         }
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = []
         for side, tokens in self.rows.items():
             lines.append(f"{side} row")

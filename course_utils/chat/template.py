@@ -5,6 +5,8 @@ See `untrained` for the embedding rows of its special tokens in a model.
 
 import re
 
+from transformers import PreTrainedTokenizerBase
+
 BOS = "<|begin_of_text|>"
 START_HEADER = "<|start_header_id|>"
 END_HEADER = "<|end_header_id|>"
@@ -39,7 +41,7 @@ LLAMA3_TEMPLATE = (
 )
 
 
-def use_llama3_chat(tokenizer) -> list[int]:
+def use_llama3_chat(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Give a Llama 3 base tokenizer the chat format: template, end and padding token.
 
     tokenizer: changed in place. Its vocabulary keeps its size, so no embedding is

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from course_utils.orpo import IGNORE_INDEX
 
@@ -59,7 +60,10 @@ def scored_ids(labels: Sequence[int]) -> list[int]:
 
 
 def tokenize_pair(
-    tokenizer, pair: dict, max_length: int, **template_arguments
+    tokenizer: PreTrainedTokenizerBase,
+    pair: dict,
+    max_length: int,
+    **template_arguments: object,
 ) -> TokenizedPair:
     """Tokenise a pair as TRL 1.16's ORPOTrainer does.
 
@@ -75,7 +79,13 @@ def tokenize_pair(
     return tokenize_texts(tokenizer, *texts, max_length)
 
 
-def tokenize_texts(tokenizer, prompt, chosen, rejected, max_length):
+def tokenize_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    chosen: str,
+    rejected: str,
+    max_length: int,
+) -> TokenizedPair:
     """The same of texts: prompt, and prompt and answer together for either side."""
     prompt_ids = _encode(tokenizer, prompt)
     chosen_head, chosen_ids = _split(prompt_ids, _encode(tokenizer, chosen))
@@ -96,7 +106,9 @@ def tokenize_texts(tokenizer, prompt, chosen, rejected, max_length):
     return TokenizedPair(**columns)
 
 
-def pair_lengths(tokenizer, pairs: Iterable[dict]) -> list[int]:
+def pair_lengths(
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[dict]
+) -> list[int]:
     """Tokens of prompt and the longer answer of every pair, end token included.
 
     tokenizer: with a chat template. pairs: iterable of pairs, as for `tokenize_pair`,

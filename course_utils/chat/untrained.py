@@ -3,13 +3,16 @@
 from collections.abc import Iterable
 
 import torch
+from transformers import PreTrainedModel
 
 SMALL_NORM = 0.5  # of the table's median
 CLONE_COSINE = 0.95
 _ROWS_AT_ONCE = 16_384  # an fp32 copy of 128k x 4,096 would take 2 GiB
 
 
-def untrained_token_ids(model, ids: Iterable[int]) -> tuple[list[int], list[dict]]:
+def untrained_token_ids(
+    model: PreTrainedModel, ids: Iterable[int]
+) -> tuple[list[int], list[dict]]:
     """Which of these tokens look untrained, and the numbers that say so.
 
     model: a transformers causal language model. ids: token ids.

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from course_utils.chat.tokens import TokenizedPair, scored_ids, tokenize_pair
 from course_utils.data import texts
@@ -22,7 +23,10 @@ class _Problem(Exception):
 
 
 def check_pairs(
-    pairs: Iterable[dict], tokenizer, max_length: int, on_problem: str = "raise"
+    pairs: Iterable[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    on_problem: str = "raise",
 ) -> tuple[list[dict], texts.Dropped]:
     """Refuse pairs that would train on something else than they say.
 
@@ -71,32 +75,26 @@ def check_pairs(
 def _check(pair, tokenizer, max_length, control):
     """(pair with its messages in lists, its tokens), or a _Problem."""
     if not isinstance(pair, dict):
-        raise _Problem(
-            "row",
-            f"is {type(pair).__name__} instead of a dict",
-            "Give prompt, chosen and rejected.",
-        )
+        reason = f"is {type(pair).__name__} instead of a dict"
+        raise _Problem("row", reason, "Give prompt, chosen and rejected.")
     pair = pair | {field: _messages(pair, field, control) for field in FIELDS}
-    if pair["prompt"][-1]["role"] != "user":
-        raise _Problem(
-            "prompt",
-            f"ends with role {pair['prompt'][-1]['role']!r}",
-            "The answer must follow a user message.",
-        )
+    last = pair["prompt"][-1]["role"]
+    if last != "user":
+        advice = "The answer must follow a user message."
+        raise _Problem("prompt", f"ends with role {last!r}", advice)
     for side in ("chosen", "rejected"):
         roles = [message["role"] for message in pair[side]]
         if roles != ["assistant"]:
+            found = f"{len(roles)} ({', '.join(roles[:4])})"
             raise _Problem(
                 side,
-                f"is not one assistant message but {len(roles)} "
-                f"({', '.join(roles[:4])})",
+                f"is not one assistant message but {found}",
                 "Move the turns before the last answer to prompt, or they are scored "
                 "as response.",
             )
     if texts.same_text(*(pair[side][0]["content"] for side in ("chosen", "rejected"))):
-        raise _Problem(
-            "rejected", "equals chosen", "Such a pair has no preference to learn."
-        )
+        advice = "Such a pair has no preference to learn."
+        raise _Problem("rejected", "equals chosen", advice)
     try:
         tokens = tokenize_pair(tokenizer, pair, max_length)
     except (ValueError, TemplateError) as error:
@@ -109,11 +107,8 @@ def _check(pair, tokenizer, max_length, control):
             "token is left and the loss is NaN. Drop the row or raise max_length.",
         )
     if tokens.chosen_input_ids == tokens.rejected_input_ids:
-        raise _Problem(
-            "rejected",
-            "equals chosen within max_length",
-            "They differ only where both are cut.",
-        )
+        advice = "They differ only where both are cut."
+        raise _Problem("rejected", "equals chosen within max_length", advice)
     return pair, tokens
 
 
@@ -125,9 +120,8 @@ def _messages(pair, field, control):
     # NaN, which pandas writes for a missing value, is the one float unlike itself.
     nan = isinstance(messages, float) and messages != messages
     if messages is None or nan or (isinstance(messages, list | tuple) and not messages):
-        raise _Problem(
-            field, "is missing or empty", "Every row needs prompt, chosen and rejected."
-        )
+        advice = "Every row needs prompt, chosen and rejected."
+        raise _Problem(field, "is missing or empty", advice)
     if isinstance(messages, str):
         raise _Problem(
             field,
@@ -136,53 +130,42 @@ def _messages(pair, field, control):
             "templated strings as they are.",
         )
     if not isinstance(messages, list | tuple):
-        raise _Problem(
-            field,
-            f"is {type(messages).__name__} instead of a list of messages",
-            "Give role and content.",
-        )
+        reason = f"is {type(messages).__name__} instead of a list of messages"
+        raise _Problem(field, reason, "Give role and content.")
     for message in messages:
-        if not isinstance(message, dict):
-            raise _Problem(
-                field,
-                f"holds {type(message).__name__} instead of messages",
-                "Give role and content.",
-            )
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or role not in ROLES:
-            raise _Problem(
-                field, f"has unknown role {role!r}", f"Known roles: {', '.join(ROLES)}."
-            )
-        if not isinstance(content, str):
-            raise _Problem(
-                field,
-                f"has content of type {type(content).__name__}",
-                f"The {role}'s text must be a string.",
-            )
-        if not texts.is_unicode(content):
-            raise _Problem(
-                field,
-                f"has half of a surrogate pair in its {role} text",
-                "Such text cannot be written as UTF-8. Read its source again.",
-            )
-        if texts.is_blank(content):
-            raise _Problem(
-                field,
-                f"has an empty {role} message",
-                "Drop the row (or leave an empty system message out).",
-            )
-        found = control.search(content)
-        if found:
-            raise _Problem(
-                field,
-                f"holds the control token {found[0]} in its {role} text",
-                "Tokenised, it would end or open a turn. Remove it from the text.",
-            )
+        fault = _fault(message, control)
+        if fault:
+            raise _Problem(field, *fault)
     return list(messages)
 
 
+def _fault(message, control):
+    """(reason, advice) if a message cannot be trained on, else None."""
+    if not isinstance(message, dict):
+        kind = type(message).__name__
+        return f"holds {kind} instead of messages", "Give role and content."
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or role not in ROLES:
+        return f"has unknown role {role!r}", f"Known roles: {', '.join(ROLES)}."
+    if not isinstance(content, str):
+        kind = type(content).__name__
+        return f"has content of type {kind}", f"The {role}'s text must be a string."
+    if not texts.is_unicode(content):
+        advice = "Such text cannot be written as UTF-8. Read its source again."
+        return f"has half of a surrogate pair in its {role} text", advice
+    if texts.is_blank(content):
+        advice = "Drop the row (or leave an empty system message out)."
+        return f"has an empty {role} message", advice
+    if found := control.search(content):
+        advice = "Tokenised, it would end or open a turn. Remove it from the text."
+        return f"holds the control token {found[0]} in its {role} text", advice
+    return None
+
+
 def assert_labels_hold_no_user_text(
-    trainer_or_rows, tokenizer, pairs: list[dict]
+    trainer_or_rows: object,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[dict],
 ) -> int:
     """Prove that the scored tokens are the answers, and nothing of the prompt.
 

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from nbformat import NotebookNode
+
 from course_utils.course import notebooks
 
 BEGIN = "<!-- agenda: made by `python -m course_utils.course agenda` -->"
@@ -25,7 +27,7 @@ class Minutes(NamedTuple):
     exercises: dict[str, int]
 
 
-def minutes(notebook) -> Minutes:
+def minutes(notebook: NotebookNode) -> Minutes:
     """Minutes of a notebook. What stands under an optional heading is not counted."""
     words, optional, exercises = 0, False, {}
     for cell in notebook.cells:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from course_utils.setup import folders
@@ -48,7 +49,9 @@ if __name__ == "__main__":
 '''
 
 
-def make(root: Path, folder: Path, extras: str = "[tests]", options=()) -> int:
+def make(
+    root: Path, folder: Path, extras: str = "[tests]", options: Sequence[str] = ()
+) -> int:
     """Write the bundle. Needs a network, once.
 
     root: the clone. folder: a folder that is not there yet, or empty.
@@ -69,7 +72,7 @@ def make(root: Path, folder: Path, extras: str = "[tests]", options=()) -> int:
         subprocess.run(pip, check=True)
         for wheel in wheels.glob("orpo_course-*.whl"):
             wheel.unlink()  # the clone itself is used
-        _copy_clone(root, partial / "course")
+        copy_tracked(root, partial / "course")
         pages = root / "build" / "html"
         if pages.is_dir():
             shutil.copytree(pages, partial / "pages")
@@ -79,8 +82,8 @@ def make(root: Path, folder: Path, extras: str = "[tests]", options=()) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _copy_clone(root, target):
-    """What git tracks, as it is in the working folder."""
+def copy_tracked(root: Path, target: Path) -> None:
+    """Copy what git tracks, as it is in the working folder."""
     listed = subprocess.run(
         ["git", "-C", str(root), "ls-files", "-z"], check=True, capture_output=True
     ).stdout.decode("utf-8")

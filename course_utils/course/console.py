@@ -32,22 +32,22 @@ def table(rows: Sequence[dict], width: int | None = None) -> str:
 class Progress:
     """Says how far a notebook is: one line rewritten on a terminal, few in a log."""
 
-    def __init__(self, name: str, alone: bool = True):
+    def __init__(self, name: str, alone: bool = True) -> None:
         # Several notebooks at a time cannot share one line.
         self.name, self.terminal = name, alone and sys.stdout.isatty()
         self.start = self.last = time.monotonic()
         print(f"{name}: started", end="" if self.terminal else "\n", flush=True)
 
-    def seconds(self):
+    def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def __call__(self, done, total):
+    def __call__(self, done: int, total: int) -> None:
         pause = 1 if self.terminal else LOG_SECONDS
         if time.monotonic() - self.last >= pause:
             self.last = time.monotonic()
             self._say(f"{done}/{total} cells, {self.seconds() / 60:.1f} min")
 
-    def end(self, trouble=""):
+    def end(self, trouble: str = "") -> None:
         self._say(trouble or f"done in {self.seconds() / 60:.1f} min")
         if self.terminal:
             print(flush=True)

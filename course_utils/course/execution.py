@@ -3,15 +3,18 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import date
 from importlib.metadata import version
+from pathlib import Path
 from platform import python_version
 
 import nbformat
 import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
 from traitlets.config import Config
 
 from course_utils.setup import threads
@@ -41,12 +44,19 @@ class NotebookBrokeError(Exception):
     """A cell raised, or the kernel died. The message says where and why."""
 
 
-def library_versions():
+def library_versions() -> dict[str, str]:
     """Versions of the libraries whose release can change a result, by name."""
     return {name: version(name) for name in LIBRARIES}
 
 
-def execute(notebook, folder, profile, progress=None, stop=None, settings=None):
+def execute(
+    notebook: NotebookNode,
+    folder: Path,
+    profile: str,
+    progress: Callable[[int, int], None] | None = None,
+    stop: threading.Event | None = None,
+    settings: dict[str, str] | None = None,
+) -> dict:
     """Run `notebook` in place and return the record of its run.
 
     folder: the kernel's working directory.
@@ -148,6 +158,13 @@ def _scrub(notebook):
     notebook.metadata.language_info = nbformat.NotebookNode(name="python")
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if not _is_progress(out)]
+
+
+def _is_progress(output):
+    """Is it the emptied line of a training? See course_utils.training.progress."""
+    return output.get("metadata", {}).get("course_progress", False)
 
 
 class _Watcher(threading.Thread):

@@ -3,6 +3,10 @@
 import base64
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from nbformat import NotebookNode
 
 from course_utils.course import notebooks
 from course_utils.setup import secrets
@@ -22,7 +26,7 @@ ABSOLUTE_PATH = re.compile(
 PLACEHOLDER = re.compile(r"\{\{\w+\}\}")
 
 
-def problems(path):
+def problems(path: Path) -> list[str]:
     """Everything that is wrong with the notebook at `path`, one line each.
 
     Returns: a list of strings, each naming the cell (counted from 1 over all cells)
@@ -39,7 +43,7 @@ def problems(path):
     ]
 
 
-def leaks(notebook):
+def leaks(notebook: NotebookNode) -> Iterator[str]:
     """What looks like a token anywhere in a notebook, one line each, cut short."""
     for number, cell in enumerate(notebook.cells, 1):
         for token in _tokens(cell.source):

@@ -9,9 +9,11 @@ import hashlib
 import json
 from collections import Counter
 from copy import deepcopy
+from pathlib import Path
 
 import jupytext
 import nbformat
+from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course_utils.recorded import on_gpu
@@ -27,17 +29,18 @@ NOTEBOOK_METADATA = {
     },
     "language_info": {"name": "python"},
 }
+PREDICT = "**Predict.**"
 PLACEHOLDERS = ("badge", "recorded", "source")
 # jupytext's own notes on blank lines: they shape the text and are not the author's.
 LAYOUT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker"}
 
 
-def text_files(root):
+def text_files(root: Path) -> list[Path]:
     """The reviewable texts `notebooks/src/NN_name.py` under `root`, in order."""
     return sorted((root / "notebooks" / "src").glob("[0-9][0-9]_*.py"))
 
 
-def notebook_files(root):
+def notebook_files(root: Path) -> list[Path]:
     """The notebooks `notebooks/NN_name.ipynb` under `root`, in order."""
     return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -45,10 +48,12 @@ def notebook_files(root):
 # --- text to notebook ---------------------------------------------------------------
 
 
-def from_text(text, name="the text"):
+def from_text(text: str, name: str = "the text") -> NotebookNode:
     """A notebook without outputs, placeholders still in place, from py:percent text.
 
     Cell ids come from the cells' sources, so that a rebuild changes only what changed.
+    What a "Predict" asks for is not in sight: the code cells between it and the next
+    text hide their outputs until the reader asks for them.
     Raises: ValueError for a cell that is neither markdown nor code, or that carries
     metadata other than tags (it would be lost on the way).
     """
@@ -64,6 +69,14 @@ def from_text(text, name="the text"):
         new_cell = new_code_cell if cell.cell_type == "code" else new_markdown_cell
         tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
         cells.append(new_cell(cell.source, metadata=tags))
+    predicting = False
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            predicting = PREDICT in cell.source
+        elif predicting:
+            # JupyterLab shows three dots in the output's place, until a click; older
+            # programs look for `collapsed`.
+            cell.metadata.update(collapsed=True, jupyter={"outputs_hidden": True})
     notebook = new_notebook(cells=cells, metadata=deepcopy(NOTEBOOK_METADATA))
     _name_cells(notebook)
     return notebook
@@ -81,7 +94,7 @@ def _name_cells(notebook):
 # --- placeholders -------------------------------------------------------------------
 
 
-def colab_badge(name):
+def colab_badge(name: str) -> str:
     """Markdown of the badge that opens notebook `name` in Colab.
 
     Raises: ValueError if the repository is not on github.com (Colab opens no other).
@@ -101,7 +114,7 @@ def colab_badge(name):
     )
 
 
-def recorded_sentence(record):
+def recorded_sentence(record: dict) -> str:
     """What a run took, in words; `record` is what `execution.execute` returned."""
     if not record:
         return "(not recorded yet)"
@@ -113,7 +126,7 @@ def recorded_sentence(record):
     )
 
 
-def fills(name, record):
+def fills(name: str, record: dict) -> dict[str, str]:
     """The value of every placeholder in notebook `name`, whose run gave `record`."""
     return {
         "badge": colab_badge(name),
@@ -122,7 +135,7 @@ def fills(name, record):
     }
 
 
-def filled(notebook, values):
+def filled(notebook: NotebookNode, values: dict[str, str]) -> NotebookNode:
     """A copy of `notebook` with `{{badge}}` and its like replaced, values kept.
 
     The values stay in `metadata.course.fills`, so that `to_text` can undo it.
@@ -135,12 +148,12 @@ def filled(notebook, values):
     return result
 
 
-def refilled(notebook, name):
+def refilled(notebook: NotebookNode, name: str) -> NotebookNode:
     """A copy of a finished notebook with today's badge and addresses, outputs kept."""
     return filled(unfilled(notebook), fills(name, run_record(notebook)))
 
 
-def unfilled(notebook):
+def unfilled(notebook: NotebookNode) -> NotebookNode:
     """A copy of `notebook` with the placeholders put back and the outputs kept."""
     result = deepcopy(notebook)
     values = result.metadata.get("course", {}).pop("fills", {})
@@ -153,7 +166,7 @@ def unfilled(notebook):
 # --- notebook to text, and hashes ---------------------------------------------------
 
 
-def to_text(notebook):
+def to_text(notebook: NotebookNode) -> str:
     """The py:percent text that `notebook` was made from."""
     bare = unfilled(notebook)
     bare.metadata = {
@@ -165,7 +178,7 @@ def to_text(notebook):
     return jupytext.writes(bare, fmt="py:percent")
 
 
-def code_sha256(notebook):
+def code_sha256(notebook: NotebookNode) -> str:
     """A hash of the code cells as the author wrote them.
 
     Taken with the placeholders in place, so that a changed repository address does
@@ -179,7 +192,7 @@ def code_sha256(notebook):
 # --- a finished notebook ------------------------------------------------------------
 
 
-def carry_outputs(executed, fresh):
+def carry_outputs(executed: NotebookNode, fresh: NotebookNode) -> None:
     """Put the outputs of `executed` into `fresh`, in place.
 
     Raises: ValueError if their code differs: the outputs would belong to other code.
@@ -193,7 +206,9 @@ def carry_outputs(executed, fresh):
         cell.execution_count = old_cell.execution_count
 
 
-def finished(template, name, executed, record):
+def finished(
+    template: NotebookNode, name: str, executed: NotebookNode, record: dict
+) -> NotebookNode:
     """The notebook that readers open: text, outputs, and a record of the run.
 
     template: from `from_text`; executed: the same code with outputs; record: what
@@ -205,19 +220,19 @@ def finished(template, name, executed, record):
     return result
 
 
-def run_record(notebook):
+def run_record(notebook: NotebookNode) -> dict:
     """What `metadata.course` says of the notebook's last run; empty if it never ran."""
     course = notebook.metadata.get("course", {})
     return {key: course[key] for key in course if key not in ("fills", "code_sha256")}
 
 
-def is_current(executed, template):
+def is_current(executed: NotebookNode, template: NotebookNode) -> bool:
     """Do the outputs of `executed` belong to the code of `template`?"""
     course = executed.metadata.get("course", {})
     return course.get("code_sha256") == code_sha256(template) == code_sha256(executed)
 
 
-def read(path):
+def read(path: Path) -> NotebookNode:
     """The notebook at `path`. Raises: ValueError naming the file if it is none."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -233,14 +248,14 @@ def read(path):
     return nbformat.v4.rwbase.rejoin_lines(notebook)
 
 
-def write(notebook, path):
+def write(notebook: NotebookNode, path: Path) -> None:
     """Write `notebook` to `path`, in one form on every system."""
     nbformat.validate(notebook)
     text = nbformat.writes(notebook, version=4)
     write_text(path, text.rstrip("\n") + "\n")
 
 
-def write_text(path, text):
+def write_text(path: Path, text: str) -> None:
     """As folders.write_text; the file's folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folders.write_text(path, text)
@@ -249,7 +264,7 @@ def write_text(path, text):
 # --- what a notebook says of itself -------------------------------------------------
 
 
-def heading(notebook):
+def heading(notebook: NotebookNode) -> str:
     """Its first heading, such as `01 · What does SFT do to …?`; empty without one."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -259,7 +274,7 @@ def heading(notebook):
     return ""
 
 
-def finding(notebook):
+def finding(notebook: NotebookNode) -> str:
     """Its headline: the last printed line that begins with `Finding: `, or empty."""
     found = ""
     for cell in notebook.cells:
@@ -271,7 +286,7 @@ def finding(notebook):
     return found
 
 
-def caption(notebook, number):
+def caption(notebook: NotebookNode, number: int) -> str:
     """The words below the figure of cell `number` (from 1 over all cells), or empty.
 
     They are the line that begins with `*Figure:` in the markdown cell that follows.

@@ -6,13 +6,14 @@ The pages work without network: formulas are drawn by a copy of MathJax beside t
 import html
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
+from nbformat import NotebookNode
 
 from course_utils.course import notebooks
 from course_utils.recorded import on_gpu
@@ -43,15 +44,19 @@ MathJax.Hub.Config({
 {%- block html_head_css -%}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
+:root { --jp-cell-editor-background: #fff; } /* comments on grey are too pale */
 main { max-width: 62rem; margin: 0 auto; }
 .jp-RenderedImage img { max-width: 100%; }
 /* A wide table or line scrolls by itself, so that the page fits a phone. */
 .jp-RenderedHTMLCommon table { display: block; max-width: 100%; overflow-x: auto; }
+.jp-InputArea .highlight { overflow-x: auto; }
 .jp-OutputArea-output pre { overflow-x: auto; white-space: pre; }
+.course-answer > summary { margin: .3rem 0 .3rem 1rem; font-family: system-ui; }
 .course-nav { max-width: 62rem; margin: 0 auto; padding: .5rem 1rem;
               font: 1rem/1.5 system-ui, sans-serif; display: flex; gap: 1.5rem;
               flex-wrap: wrap; justify-content: space-between; }
 .course-nav details { flex-basis: 100%; }
+.course-nav ul { list-style: none; padding-left: 1rem; } /* the titles have numbers */
 @media (max-width: 40rem) { .jp-Notebook { padding: .5rem; } }
 @media (prefers-color-scheme: dark) {
   /* Inverting the page and back again for pictures keeps every contrast. */
@@ -69,6 +74,16 @@ main { max-width: 62rem; margin: 0 auto; }
 {%- block body_footer -%}
 <!-- bottom of page -->
 {{ super() }}
+{%- endblock -%}
+{%- block output_group -%}
+{%- if cell.metadata.get('jupyter', {}).get('outputs_hidden') and cell.outputs -%}
+<details class="course-answer">
+<summary>Show the output, when you have written down your prediction</summary>
+{{ super() }}
+</details>
+{%- else -%}
+{{ super() }}
+{%- endif -%}
 {%- endblock -%}
 {%- block data_png scoped -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
@@ -110,7 +125,9 @@ _SECTION = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL
 MATHJAX_UNUSED = shutil.ignore_patterns("a11y", "SVG", "localization")
 
 
-def write_page(notebook, page: Path, pictures: Path, order: Sequence[str] = ()):
+def write_page(
+    notebook: NotebookNode, page: Path, pictures: Path, order: Sequence[str] = ()
+) -> None:
     """Write `notebook` as a readable HTML page.
 
     page: the path to write; pictures: the folder that the notebook's own relative
@@ -174,7 +191,7 @@ def _contents(text):
         f'<li><a href="#{anchor}">{title.strip()}</a></li>'
         for anchor, title in _SECTION.findall(text)
     )
-    return f"<details><summary>Contents</summary><ol>{entries}</ol></details>"
+    return f"<details><summary>Contents</summary><ul>{entries}</ul></details>"
 
 
 def _navigation(content):
@@ -188,7 +205,7 @@ def _copy_mathjax(folder):
         shutil.copytree(static, folder, ignore=MATHJAX_UNUSED)
 
 
-def write_index(rows, index):
+def write_index(rows: list[dict], index: Path) -> None:
     """Write the page that leads to the others.
 
     rows: dicts with title, finding, minutes (text) and page (a file name beside it).
@@ -204,7 +221,7 @@ def write_index(rows, index):
     notebooks.write_text(index, INDEX.format(rows="\n".join(lines)))
 
 
-def readme_map(paths):
+def readme_map(paths: Iterable[Path]) -> str:
     """The README's table of the notebooks at `paths`, from their own records.
 
     Where a run of them on a GPU was recorded, more columns show it, and a line below
@@ -235,7 +252,7 @@ def readme_map(paths):
     return "\n".join(lines)
 
 
-def updated_readme(text, paths):
+def updated_readme(text: str, paths: Iterable[Path]) -> str:
     """The README's `text` with its map of notebooks made anew.
 
     Raises: ValueError if the two comments that enclose the map are not there.

@@ -7,6 +7,7 @@ rebuild deletes nothing, and `git pull` finds no conflict.
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from course_utils.course import notebooks
@@ -15,7 +16,7 @@ FOLDER = "work"
 ORIGINS = ".origins.json"  # {notebook: hash of the tracked file it was copied from}
 
 
-def prepare(root: Path, names=(), fresh: bool = False) -> list[str]:
+def prepare(root: Path, names: Sequence[str] = (), fresh: bool = False) -> list[str]:
     """Make the working copies that are missing.
 
     names: beginnings of notebooks' names; all by default. fresh: copy anew, and keep
@@ -56,6 +57,25 @@ def prepare(root: Path, names=(), fresh: bool = False) -> list[str]:
     text = json.dumps(origins, indent=1, sort_keys=True) + "\n"
     notebooks.write_text(folder / ORIGINS, text)
     return said
+
+
+def catch_up(root: Path, number: str) -> list[str]:
+    """What somebody needs who joins at a notebook: copies, and what was found before.
+
+    number: the notebook to begin with, such as "05". Copies of it and of those after
+    it are made, as `prepare` does. No notebook reads what another one wrote, so no
+    checkpoint has to be made up for. Returns: the lines to show; nothing is executed.
+    """
+    lines = []
+    for path in notebooks.notebook_files(root):
+        if path.stem[:2] < number:
+            earlier = notebooks.read(path)
+            found = notebooks.finding(earlier) or "read it with its outputs"
+            lines.append(f"{notebooks.heading(earlier)} Found: {found}")
+        else:
+            lines += prepare(root, [path.stem])
+    lines.append(f"Nothing of this has to be run: {number} starts on its own.")
+    return [*lines, f"Open {FOLDER}/: python -m course_utils.course lab {number}"]
 
 
 def keep_answers(root: Path, path: Path) -> Path | None:

@@ -35,7 +35,7 @@ _LARGE = 5_000  # rows from which a second process pays for its start
 class Dropped(Counter):
     """{reason: number of rows}; `rows` is {reason: list of the rows' numbers}."""
 
-    def __init__(self, *counts, **more):
+    def __init__(self, *counts: object, **more: object) -> None:
         super().__init__(*counts, **more)
         self.rows = defaultdict(list)
 

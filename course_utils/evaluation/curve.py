@@ -1,8 +1,16 @@
 """Preference on held-out pairs while a trainer runs."""
 
 from collections.abc import Callable
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+import torch
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from course_utils.evaluation.scoring import score_pairs
 
@@ -21,7 +29,7 @@ class PreferenceCurve(TrainerCallback):
         every: int,
         max_length: int = 1024,
         on_point: Callable[[list[dict]], None] | None = None,
-    ):
+    ) -> None:
         """every: steps between points. on_point: called with the history at each."""
         self.tokenizer, self.pairs, self.every = tokenizer, pairs, every
         self.max_length, self.on_point = max_length, on_point
@@ -41,10 +49,24 @@ class PreferenceCurve(TrainerCallback):
         if self.on_point:
             self.on_point(self.history)
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
         if state.global_step == 0:
             self._measure(model, 0)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._measure(model, state.global_step)

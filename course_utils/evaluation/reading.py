@@ -29,7 +29,7 @@ class SideBySide:
         letters = [chr(ord("A") + i) for i in range(len(self.key[row]))]
         return letters if self.blind else list(self.key[row])
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         lines = []
         for row, prompt in enumerate(self.prompts):
             lines.append(f"{row + 1}. {prompt}")

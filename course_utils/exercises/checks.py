@@ -4,6 +4,9 @@ In a notebook, `checks.mask_prompt(mask_prompt)` checks an attempt, `checks.hint
 gives a hint, `checks.solution("1.2")` shows a solution, and `checks.quiz("01")` asks
 five questions.
 """
+# ruff: noqa: F401 - the names that notebooks use
+
+import pandas as pd
 
 from course_utils.exercises.comparing import (
     acc_norm,
@@ -12,9 +15,15 @@ from course_utils.exercises.comparing import (
     suite_average,
 )
 from course_utils.exercises.data import my_rule, prompt_of, similarity, swapped_digits
-from course_utils.exercises.hunts.comparing import hunt_not_found_again
+from course_utils.exercises.hunts.comparing import (
+    hunt_learned_nothing,
+    hunt_not_found_again,
+)
 from course_utils.exercises.hunts.data import hunt_held_out, hunt_idle_source
-from course_utils.exercises.hunts.publishing import hunt_rambles_elsewhere
+from course_utils.exercises.hunts.publishing import (
+    hunt_rambles_elsewhere,
+    hunt_refused_merges,
+)
 from course_utils.exercises.hunts.speed import hunt_other_loss, hunt_too_fast
 from course_utils.exercises.hunts.training import hunt_never_stops, hunt_talks_to_itself
 from course_utils.exercises.loading import (
@@ -30,51 +39,26 @@ from course_utils.exercises.merging import (
     merged_weight,
     rotation_order,
 )
-from course_utils.exercises.overview import exercise_map
 from course_utils.exercises.quizzes import quiz
 from course_utils.exercises.speed import branch_mask, padding_share
 from course_utils.exercises.start import profile_of, seen
 from course_utils.exercises.theory import delta, log_odds, mask_prompt
 from course_utils.exercises.training import furthest_move, pairs_needed
 
-__all__ = [
-    "EXERCISES",
-    "acc_norm",
-    "better_code",
-    "bits_per_weight",
-    "branch_mask",
-    "delta",
-    "exercise_map",
-    "for_a_t4",
-    "furthest_move",
-    "hidden_share",
-    "hint",
-    "hunt_held_out",
-    "hunt_idle_source",
-    "hunt_never_stops",
-    "hunt_not_found_again",
-    "hunt_other_loss",
-    "hunt_rambles_elsewhere",
-    "hunt_talks_to_itself",
-    "hunt_too_fast",
-    "log_odds",
-    "lora_parameters",
-    "mask_prompt",
-    "material",
-    "mean_kl",
-    "merged_weight",
-    "my_rule",
-    "padding_share",
-    "paired_pairs_needed",
-    "pairs_needed",
-    "profile_of",
-    "prompt_of",
-    "quiz",
-    "rotation_order",
-    "seed_interval",
-    "seen",
-    "similarity",
-    "solution",
-    "suite_average",
-    "swapped_digits",
-]
+
+def exercise_map() -> pd.DataFrame:
+    """One row per exercise and hunt: notebook, kind, minutes, difficulty, what it
+    trains; the index is its number.
+    """
+    rows = [
+        {
+            "number": each.number,
+            "notebook": each.notebook,
+            "kind": "hunt" if each.recipe else "exercise",
+            "minutes": each.minutes,
+            "difficulty": each.dots,
+            "what it trains": each.trains,
+        }
+        for each in EXERCISES.values()
+    ]
+    return pd.DataFrame(rows).sort_values("number").set_index("number")

@@ -14,7 +14,7 @@ from course_utils.exercises.feedback import (
     no_return,
     returned,
 )
-from course_utils.exercises.mechanism import exercise
+from course_utils.exercises.mechanism import exercise, judge
 
 _ROWS = pa.table(
     {
@@ -110,36 +110,33 @@ _DIALOGUE = {
         "and leaves the row as it was.",
     ),
     mistakes={
-        "only the first turn": lambda row: row["chosen"][:1],
-        "a list of messages": lambda row: row["prompt"],
-        "the chosen answer itself": lambda row: row["chosen"],
-        "only the last question": lambda row: row["chosen"][-2:-1],
+        "that is only the first turn; the question in it is not the one answered": (
+            lambda row: row["chosen"][:1]
+        ),
+        "a prompt is a list of messages": lambda row: row["prompt"],
+        "the chosen answer itself is in the prompt: the model would only copy it": (
+            lambda row: row["chosen"]
+        ),
+        "that is only the last question; who asks stands in the turns before it": (
+            lambda row: row["chosen"][-2:-1]
+        ),
         "the row was changed": lambda row: row["chosen"].pop() and row["chosen"],
-        "the assistant's earlier turns": lambda row: [
-            m for m in row["chosen"] if m["role"] == "user"
-        ],
-        "not the context": lambda row: [],
+        "the assistant's earlier turns belong to the context too": (
+            lambda row: [m for m in row["chosen"] if m["role"] == "user"]
+        ),
         "is there a return": no_return,
+        "these are not the context of the answer": lambda row: [],
     },
 )
 def prompt_of(attempt: Callable) -> None:
     """The prompt of a multi-turn row: the messages before the answer."""
     row = copy.deepcopy(_DIALOGUE)
-    got, expected = returned(attempt, row), _BEFORE
+    got = returned(attempt, row)
     why = "a prompt is a list of messages here, each with role and content"
-    expect(isinstance(got, list), why, got, expected)
+    expect(isinstance(got, list), why, got, _BEFORE)
     why = "the row was changed: whoever reads it next finds an answer missing"
     expect(row == _DIALOGUE, why, row["chosen"], _DIALOGUE["chosen"])
-    why = "that is only the first turn; the question in it is not the one answered"
-    expect(got != _BEFORE[:1], why, got, expected)
-    why = "the chosen answer itself is in the prompt: the model would only copy it"
-    expect(got != _DIALOGUE["chosen"], why, got, expected)
-    why = "that is only the last question; who asks stands in the turns before it"
-    expect(got != _BEFORE[-1:], why, got, expected)
-    users = [m for m in _BEFORE if m["role"] == "user"]
-    why = "the assistant's earlier turns belong to the context too"
-    expect(got != users, why, got, expected)
-    expect(got == expected, "these are not the context of the answer", got, expected)
+    judge("2.2", attempt, [(_DIALOGUE,)], lambda got: got)
 
 
 @exercise(
@@ -171,25 +168,18 @@ def prompt_of(attempt: Callable) -> None:
 )
 def swapped_digits(attempt: Callable) -> None:
     """Whether one number becomes the other when two digits change places."""
-    what = "do two digits change places?"
-    why = "7,958 and 7,985 differ by two digits that changed places"
-    got = as_bool(returned(attempt, 7958, 7985), what)
-    expect(got, why, got, True)
-    why = "two equal numbers have no swap between them"
-    got = as_bool(returned(attempt, 2299, 2299), what)
-    expect(not got, why, got, False)
-    why = "a difference divisible by 9 is a sign, and no proof: 100 and 109"
-    got = as_bool(returned(attempt, 100, 109), what)
-    expect(not got, why, got, False)
-    why = "three digits moved from 123 to 231, and a swap moves two"
-    got = as_bool(returned(attempt, 123, 231), what)
-    expect(not got, why, got, False)
-    why = "any two digits may change places, not only neighbours: 1,234 and 1,432"
-    got = as_bool(returned(attempt, 1234, 1432), what)
-    expect(got, why, got, True)
-    for a, b, expected in ((12, 120, False), (5924, 5922, False), (210, 120, True)):
-        got = as_bool(returned(attempt, a, b), what)
-        expect(got == expected, f"{a} and {b} are judged wrongly", got, expected)
+    for a, b, expected, why in (
+        (7958, 7985, True, "7,958 and 7,985 differ by two digits that changed places"),
+        (2299, 2299, False, "two equal numbers have no swap between them"),
+        (100, 109, False, "a difference divisible by 9 is a sign, and no proof"),
+        (123, 231, False, "three digits moved from 123 to 231, and a swap moves two"),
+        (1234, 1432, True, "any two digits may change places, not only neighbours"),
+        (12, 120, False, "a digit more is no swap"),
+        (5924, 5922, False, "one digit alone cannot change places"),
+        (210, 120, True, "digits at the beginning may change places too"),
+    ):
+        got = as_bool(returned(attempt, a, b), "do two digits change places?")
+        expect(got == expected, f"{why}: {a} and {b}", got, expected)
 
 
 def _runs(text, run):
@@ -210,39 +200,31 @@ def _runs(text, run):
         "size of the intersection by the size of the union, and mind an empty union.",
     ),
     mistakes={
-        "counts words, not runs": lambda a, b, run: (
-            len({*a.split()} & {*b.split()}) / len({*a.split()} | {*b.split()})
+        "a word in the middle breaks two runs of two: this counts words, not runs": (
+            lambda a, b, run: solutions.similarity(a, b, 1)
         ),
-        "only one of the two": lambda a, b, run: (
-            len({*_runs(a, run)} & {*_runs(b, run)}) / len({*_runs(a, run)})
+        "the runs of either text count below the line, not of only one of the two": (
+            lambda a, b, run: (
+                len({*_runs(a, run)} & {*_runs(b, run)}) / len({*_runs(a, run)})
+            )
         ),
-        "last run is missing": lambda a, b, run: (
+        "the last run is missing": lambda a, b, run: (
             len({*_runs(a, run)[:-1]} & {*_runs(b, run)[:-1]})
             / len({*_runs(a, run)[:-1]} | {*_runs(b, run)[:-1]})
         ),
-        "no run at all": lambda a, b, run: (
-            len({*_runs(a, run)} & {*_runs(b, run)})
-            / max(1, len({*_runs(a, run)} | {*_runs(b, run)}))
-            if _runs(a, run)
-            else 1.0
+        "a text with no run at all is like no other": lambda a, b, run: (
+            solutions.similarity(a, b, run) if _runs(a, run) else 1.0
         ),
         "is there a return": no_return,
+        "this pair is judged wrongly": lambda a, b, run: 0.5,
     },
 )
 def similarity(attempt: Callable) -> None:
     """Jaccard similarity of the runs of words of two texts."""
-    what = "the similarity"
-    one, two = "a b c d e f", "a b c d x e f"
-    why = "a word in the middle breaks two runs of two: this counts words, not runs"
-    got = as_number(returned(attempt, one, two, 2), what)
-    words = 6 / 7
-    expect(abs(got - words) > 1e-9, why, got, 4 / 7)
-    why = "the runs of either text count below the line, not of only one of the two"
-    got = as_number(returned(attempt, "a b c", "a b c d e", 2), what)
-    expect(abs(got - 1) > 1e-9, why, got, 0.5)
-    got = as_number(returned(attempt, "a b c", "x b c", 2), what)
-    expect(abs(got - 1 / 3) < 1e-9, "the last run is missing", got, 1 / 3)
-    got = as_number(returned(attempt, "a", "b c", 2), what)
-    expect(abs(got) < 1e-9, "a text with no run at all is like no other", got, 0.0)
-    got = as_number(returned(attempt, one, two, 2), what)
-    expect(abs(got - 4 / 7) < 1e-9, "this pair is judged wrongly", got, 4 / 7)
+    cases = [
+        ("a b c d e f", "a b c d x e f"),
+        ("a b c", "a b c d e"),
+        ("a b c", "x b c"),
+    ]
+    judge("2.4", attempt, [(*c, 2) for c in cases], as_number, "the similarity")
+    judge("2.4", attempt, [("a", "b c", 2)], as_number, "the similarity")

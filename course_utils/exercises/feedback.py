@@ -60,13 +60,13 @@ def called(attempt: Callable, *arguments: object) -> object:
         signature.bind(*arguments)
     except TypeError as error:
         why = f"the function must take {len(arguments)} arguments ({error})"
-        raise Wrong(why, signature, f"called with {_listed(arguments)}") from None
+        raise Wrong(why, signature, f"called with {listed(arguments)}") from None
     try:
         result = attempt(*arguments)
     except Exception as error:
         name = type(error).__name__
         why = f"your function stopped with {name}{_place(attempt, error)}"
-        raise Wrong(why, error, f"a value for {_listed(arguments)}") from None
+        raise Wrong(why, error, f"a value for {listed(arguments)}") from None
     if result is ...:
         raise Unfinished
     return result
@@ -128,7 +128,8 @@ def no_return(*arguments: object) -> None:
     _short(arguments)
 
 
-def _listed(arguments):
+def listed(arguments: tuple) -> str:
+    """Arguments as a call writes them, each in a few words."""
     return f"({', '.join(map(_short, arguments))})"
 
 

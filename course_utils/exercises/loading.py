@@ -15,7 +15,7 @@ from course_utils.exercises.feedback import (
     no_return,
     returned,
 )
-from course_utils.exercises.mechanism import exercise
+from course_utils.exercises.mechanism import exercise, judge
 from course_utils.models import memory
 
 _BLOCK = 64
@@ -34,63 +34,50 @@ _BLOCK = 64
         "32-bit constant serves `second` scales, which are second * block weights.",
     ),
     mistakes={
-        "scales are missing": lambda block, second: 4,
-        "float32 constant for each second block": lambda block, second: 4 + 8 / block,
-        "the second level is one for every": lambda block, second: (
-            4 + 8 / block + 32 / second
+        "the scales are missing": lambda block, second: 4,
+        "the float32 constant for each second block is missing": (
+            lambda block, second: 4 + 8 / block
         ),
-        "8 bits, not 32": lambda block, second: 4 + 32 / block + 32 / (block * second),
+        "the second level is one for every second * block weights": (
+            lambda block, second: 4 + 8 / block + 32 / second
+        ),
+        "the first level costs 8 bits, not 32, once it is quantised itself": (
+            lambda block, second: 4 + 32 / block + 32 / (block * second)
+        ),
+        "right for blocks of 64 and 256, and only there": (
+            lambda block, second: solutions.bits_per_weight(64, 256)
+        ),
         "is there a return": no_return,
+        "these are not the bits": lambda block, second: 8,
     },
 )
 def bits_per_weight(attempt: Callable) -> None:
     """Bits a weight costs in NF4 with double quantisation."""
-    got = as_number(returned(attempt, 64, 256), "the bits of a weight")
-    expected = 4 + 8 / 64 + 32 / (64 * 256)
+    cases = [(64, 256), (32, 128)]
+    judge("3.1", attempt, cases, as_number, "the bits of a weight")
 
-    def differs(wrong):
-        return not math.isclose(got, wrong, rel_tol=1e-6)
 
-    expect(differs(4), "the scales are missing", got, expected)
-    why = "the float32 constant for each second block is missing"
-    expect(differs(4 + 8 / 64), why, got, expected)
-    why = "the second level is one for every second * block weights"
-    expect(differs(4 + 8 / 64 + 32 / 256), why, got, expected)
-    why = "the first level costs 8 bits, not 32, once it is quantised itself"
-    expect(differs(4 + 32 / 64 + 32 / (64 * 256)), why, got, expected)
-    expect(not differs(expected), "these are not the bits", got, expected)
-    got = as_number(returned(attempt, 32, 128), "the bits of a weight")
-    expected = 4 + 8 / 32 + 32 / (32 * 128)
-    why = "right for blocks of 64 and 256, and only there"
-    expect(math.isclose(got, expected, rel_tol=1e-6), why, got, expected)
+_LLAMA3 = SimpleNamespace(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    tie_word_embeddings=False,
+)
 
 
 def _sizes(config):
-    """(inputs, outputs) of the projections of one layer: attention's, and the MLP's."""
+    """(inputs, outputs) of a layer's projections: attention's four, the MLP's three."""
     hidden, inner = config.hidden_size, config.intermediate_size
     key = hidden // config.num_attention_heads * config.num_key_value_heads
-    attention = [(hidden, hidden), (hidden, key), (hidden, key), (hidden, hidden)]
-    return attention, [(hidden, inner), (hidden, inner), (inner, hidden)]
+    sizes = [(hidden, hidden), (hidden, key), (hidden, key), (hidden, hidden)]
+    return [*sizes, (hidden, inner), (hidden, inner), (inner, hidden)]
 
 
 def _count(sizes, config, rank):
     return config.num_hidden_layers * rank * sum(a + b for a, b in sizes)
-
-
-def _all_square(config, rank):
-    hidden = config.hidden_size
-    _, mlp = _sizes(config)
-    return _count([(hidden, hidden)] * 4 + mlp, config, rank)
-
-
-def _products(config, rank):
-    attention, mlp = _sizes(config)
-    return config.num_hidden_layers * sum(a * b for a, b in attention + mlp)
-
-
-def _one_matrix(config, rank):
-    attention, mlp = _sizes(config)
-    return config.num_hidden_layers * rank * sum(a for a, _ in attention + mlp)
 
 
 @exercise(
@@ -106,44 +93,29 @@ def _one_matrix(config, rank):
         "between hidden and inner.",
     ),
     mistakes={
-        "fewer heads": _all_square,
-        "attention only": lambda c, r: _count(_sizes(c)[0], c, r),
-        "one layer": lambda c, r: (
-            solutions.lora_parameters(c, r) // c.num_hidden_layers
+        "keys and values have fewer heads than queries: 1,024 outputs, not 4,096": (
+            lambda c, r: _count([(c.hidden_size,) * 2] * 4 + _sizes(c)[4:], c, r)
         ),
-        "the weights themselves": _products,
-        "A and B": _one_matrix,
-        "LoRA's parameters": lambda c, r: 2 * solutions.lora_parameters(c, r),
+        "that is attention only; the MLP's three projections are adapted too": (
+            lambda c, r: _count(_sizes(c)[:4], c, r)
+        ),
+        "that is one layer of 32": lambda c, r: solutions.lora_parameters(c, r) // 32,
+        "these are the weights themselves; LoRA adds rank x (inputs + outputs) each": (
+            lambda c, r: 32 * sum(a * b for a, b in _sizes(c))
+        ),
+        "each projection gets A and B: rank x inputs and outputs x rank": (
+            lambda c, r: 32 * r * sum(a for a, _ in _sizes(c))
+        ),
+        "the rank must count, linearly": lambda c, r: solutions.lora_parameters(c, 16),
+        "these are not LoRA's parameters": (
+            lambda c, r: 2 * solutions.lora_parameters(c, r)
+        ),
     },
 )
 def lora_parameters(attempt: Callable) -> None:
     """Trained weights of LoRA of this rank on all seven projections."""
-    config = SimpleNamespace(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    )
-    rank = 16
-    attention, mlp = _sizes(config)
-    what = "how many weights LoRA trains"
-    got = as_number(returned(attempt, config, rank), what)
-    expected = 41_943_040
-    why = "keys and values have fewer heads than queries: 1,024 outputs, not 4,096"
-    expect(got != _all_square(config, rank), why, got, expected)
-    why = "that is attention only; the MLP's three projections are adapted too"
-    expect(got != _count(attention, config, rank), why, got, expected)
-    why = "that is one layer of 32"
-    one_layer = _count(attention + mlp, config, rank) // 32
-    expect(got != one_layer, why, got, expected)
-    why = "these are the weights themselves; LoRA adds rank x (inputs + outputs) each"
-    expect(got != _products(config, rank), why, got, expected)
-    why = "each projection gets A and B: rank x inputs and outputs x rank"
-    expect(got != _one_matrix(config, rank), why, got, expected)
-    expect(got == expected, "these are not LoRA's parameters", got, expected)
-    got, expected = as_number(returned(attempt, config, 64), what), 167_772_160
-    expect(got == expected, "the rank must count, linearly", got, expected)
+    cases = [(_LLAMA3, 16), (_LLAMA3, 64)]
+    judge("3.2", attempt, cases, as_number, "how many weights LoRA trains")
 
 
 def _weights(seed, count=1 << 18):
@@ -157,12 +129,6 @@ def _error(weights, code):
     scale = blocks.abs().amax(1, keepdim=True)
     codes = torch.bucketize(blocks / scale, (code[1:] + code[:-1]) / 2)
     return ((code[codes] * scale - blocks).norm() / blocks.norm()).item()
-
-
-def _nf4():
-    from bitsandbytes.functional import get_4bit_type
-
-    return get_4bit_type("nf4", device="cpu")
 
 
 def _unscaled_means(weights, code):
@@ -194,7 +160,9 @@ def _unscaled_means(weights, code):
 )
 def better_code(attempt: Callable) -> None:
     """16 ascending values that err less than NF4 on normal weights."""
-    nf4 = _nf4()
+    from bitsandbytes.functional import get_4bit_type
+
+    nf4 = get_4bit_type("nf4", device="cpu")
     got = returned(attempt, _weights(seed=1), nf4.clone())
     got = as_tensor(got, (16,), "the 16 values that four bits can name")
     why = "the values must be in ascending order"
@@ -208,17 +176,6 @@ def better_code(attempt: Callable) -> None:
     why = "that is no smaller than NF4's error"
     expect(not math.isclose(mine, theirs, rel_tol=1e-4), why, f"{mine:.4f}", goal)
     expect(mine < theirs, "that error is larger than NF4's", f"{mine:.4f}", goal)
-
-
-_LLAMA3 = SimpleNamespace(
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    tie_word_embeddings=False,
-)
 
 
 @exercise(

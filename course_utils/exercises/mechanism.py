@@ -2,8 +2,8 @@
 
 To add an exercise: write its solution under the stub's name in `solutions`, and a check
 below the `exercise` decorator in the module of its topic; name the check in `checks`. A
-check takes the attempt, calls `returned` for its result, then the type and shape checks
-of `feedback`, then `expect` for each misconception, most basic first.
+check takes the attempt and calls `judge`, which compares its results with those of the
+solution and of the mistakes; what a result cannot show is checked by `expect`.
 
 To add a hunt: write the recipe and its repair in `hunts`, and a check below
 `exercise(..., recipe=...)`; it judges what the recipe does, never how it is written.
@@ -12,13 +12,22 @@ One test proves that every solution passes; another that every mistake fails wit
 own message.
 """
 
+import copy
 import dis
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from course_utils.exercises.feedback import Feedback, Unfinished, Wrong
+import torch
+
+from course_utils.exercises.feedback import (
+    Feedback,
+    Unfinished,
+    Wrong,
+    listed,
+    returned,
+)
 from course_utils.exercises.shown import Hint, Solution
 
 EXERCISES: dict[str, "Exercise"] = {}
@@ -58,9 +67,13 @@ class Exercise:
     @property
     def card(self) -> str:
         """How the notebook introduces it, such as `**1.2 · 10 min · ●●○**`."""
-        dots = "●" * self.difficulty + "○" * (3 - self.difficulty)
         hunt = "Hunt " if self.recipe else ""
-        return f"**{hunt}{self.number} · {self.minutes} min · {dots}**"
+        return f"**{hunt}{self.number} · {self.minutes} min · {self.dots}**"
+
+    @property
+    def dots(self) -> str:
+        """Its difficulty, such as ●●○."""
+        return "●" * self.difficulty + "○" * (3 - self.difficulty)
 
 
 def exercise(
@@ -68,30 +81,26 @@ def exercise(
     solution: Callable,
     mistakes: dict[str, object],
     *,
-    hints: tuple[str, str],
-    minutes: int,
-    difficulty: int,
-    trains: str,
     value: bool = False,
-    recipe: Callable | None = None,
-    material: Callable | None = None,
+    **card: object,
 ) -> Callable[[Callable], Callable]:
-    """Decorator that registers a check; see `Exercise` for what the arguments mean.
+    """Decorator that registers a check; `card` are the other fields of `Exercise`.
 
     solution: the function that solves it; with value=True, a function without arguments
-        that returns the value to fill in. mistakes: at least two; the phrase must occur
-        in the message that this answer gets. A hunt's are at least three.
+        that returns the value to fill in. mistakes: at least two, a hunt's at least
+        three; the words must occur in the message that this answer gets.
     Raises: ValueError for a number that is taken, too few mistakes or too few hints.
 
     The check prints "not attempted yet" for an untouched stub, table or recipe, prints
     "correct" if the body raises nothing, and raises `Feedback` otherwise.
     """
+    recipe = card.get("recipe")
     needed = 3 if recipe else 2
     if number in EXERCISES:
         raise ValueError(f"exercise {number} is registered twice.")
     if len(mistakes) < needed:
         raise ValueError(f"exercise {number} needs {needed} typical mistakes or more.")
-    if len(hints) != 2:
+    if len(card["hints"]) != 2:
         raise ValueError(f"exercise {number} needs two hints, the second stronger.")
 
     def register(body):
@@ -114,22 +123,59 @@ def exercise(
             else:
                 print(f"{number}: correct")
 
-        EXERCISES[number] = Exercise(
-            number,
-            check,
-            solution() if value else solution,
-            mistakes,
-            inspect.getsource(solution),
-            hints,
-            minutes,
-            difficulty,
-            trains,
-            recipe,
-            material,
-        )
+        answer, source = solution() if value else solution, inspect.getsource(solution)
+        EXERCISES[number] = Exercise(number, check, answer, mistakes, source, **card)
         return check
 
     return register
+
+
+def judge(
+    number: str,
+    attempt: Callable,
+    cases: Iterable[tuple],
+    read: Callable,
+    *what: object,
+    tolerance: float = 1e-5,
+) -> None:
+    """Compare an attempt's results with the solution's, and with each mistake's.
+
+    cases: arguments, one tuple per call. read, what: `read(result, *what)` checks the
+    type of a result, as `feedback.as_number` does. tolerance: relative.
+    Raises: Wrong with the words of the first mistake that gives the same results in all
+    cases; other wrong results get the words of the last mistake.
+    """
+    cases = list(cases)
+    got = [read(returned(attempt, *copy.deepcopy(each)), *what) for each in cases]
+    expected = [EXERCISES[number].answer(*copy.deepcopy(each)) for each in cases]
+    right = [_same(*two, tolerance) for two in zip(got, expected, strict=True)]
+    if all(right):
+        return
+    mistakes = EXERCISES[number].mistakes
+    made = [w for w in mistakes if _makes(mistakes[w], cases, got, tolerance)]
+    words, at = made[0] if made else list(mistakes)[-1], right.index(False)
+    raise Wrong(words, f"{got[at]} for {listed(cases[at])}", expected[at])
+
+
+def _makes(mistake, cases, got, tolerance):
+    for case, result in zip(cases, got, strict=True):
+        try:
+            wrong = mistake(*copy.deepcopy(case))
+        except Exception:  # the attempt gave a result here, so this is not its mistake
+            return False
+        if not _same(result, wrong, tolerance):
+            return False
+    return True
+
+
+def _same(one, other, tolerance):
+    if isinstance(one, list):  # of messages
+        return one == other
+    try:
+        one, other = (torch.as_tensor(each).double() for each in (one, other))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return one.shape == other.shape and torch.allclose(one, other, tolerance, 1e-5)
 
 
 def solution(number: str) -> Solution:

@@ -39,10 +39,6 @@ class Solution:
         return self.source
 
     def _repr_html_(self) -> str:
-        return "".join(
-            [
-                fold(f"Hint 1 of 2 for {self.number}", self.hints[0], "p"),
-                fold(f"Hint 2 of 2 for {self.number}", self.hints[1], "p"),
-                fold(f"Solution of {self.number}", self.source),
-            ]
-        )
+        hints = [Hint(self.number, at, each) for at, each in enumerate(self.hints, 1)]
+        shown = [hint._repr_html_() for hint in hints]
+        return "".join([*shown, fold(f"Solution of {self.number}", self.source)])

@@ -5,13 +5,7 @@ from collections.abc import Callable
 
 from course_utils.exercises import solutions
 from course_utils.exercises.feedback import as_number, as_numbers, expect, returned
-from course_utils.exercises.mechanism import exercise
-
-
-def _normal(p, better, z_alpha, z_power):
-    spread = z_alpha * math.sqrt(p * (1 - p))
-    spread += z_power * math.sqrt(better * (1 - better))
-    return (spread / (better - p)) ** 2
+from course_utils.exercises.mechanism import exercise, judge
 
 
 @exercise(
@@ -27,33 +21,30 @@ def _normal(p, better, z_alpha, z_power):
         " up, with z of 0.975 (two-sided) and of 0.8 from NormalDist().inv_cdf.",
     ),
     mistakes={
-        "one-sided": lambda p, q: math.ceil(_normal(p, q, 1.6449, 0.8416)),
-        "without power": lambda p, q: math.ceil(_normal(p, q, 1.96, 0)),
-        "round up": lambda p, q: math.floor(_normal(p, q, 1.96, 0.8416)),
-        "two models on different pairs": lambda p, q: 388,
-        "grows with the square": lambda p, q: math.ceil(19.3 / (q - p)),
-        "needed": lambda p, q: 10,
+        "that is one-sided: an accuracy below 0.5 would be news as well (alpha / 2)": (
+            lambda p, q: solutions.pairs_needed(p, q, alpha=0.1)
+        ),
+        "that is without power: half of all true gains would be missed": (
+            lambda p, q: solutions.pairs_needed(p, q, power=0.5)
+        ),
+        "round up: 193 pairs are just too few": (
+            lambda p, q: solutions.pairs_needed(p, q) - 1
+        ),
+        "that compares two models on different pairs": lambda p, q: 388,
+        "half the gain takes four times the pairs: n grows with the square of 1/gain": (
+            lambda p, q: math.ceil(19.3 / (q - p))
+        ),
+        "that is not the number needed": lambda p, q: 10,
     },
 )
 def pairs_needed(attempt: Callable) -> None:
     """Pairs to tell accuracy `better` from `base`: two-sided 5 %, power 80 %."""
     got = as_number(returned(attempt, 0.5, 0.6), "pairs from 0.5 to 0.6")
-    expected = 194
     why = "round up: a number of pairs is whole"
-    expect(got == int(got), why, got, expected)
-    why = "that is one-sided: an accuracy below 0.5 would be news as well (alpha / 2)"
-    expect(got != math.ceil(_normal(0.5, 0.6, 1.6449, 0.8416)), why, got, expected)
-    why = "that is without power: half of all true gains would be missed"
-    expect(got != math.ceil(_normal(0.5, 0.6, 1.96, 0)), why, got, expected)
-    expect(got != 193, "round up: 193 pairs are just too few", got, expected)
+    expect(got == int(got), why, got, 194)
     why = "that compares two models on different pairs; 0.5 is known, not measured"
-    expect(not 380 <= got <= 400, why, got, expected)
-    why = "that is not the number needed for 0.5 to 0.6"
-    expect(got == expected, why, got, expected)
-    got = as_number(returned(attempt, 0.5, 0.55), "pairs from 0.5 to 0.55")
-    expected = 783
-    why = "half the gain takes four times the pairs: n grows with the square of 1/gain"
-    expect(got == expected, why, got, expected)
+    expect(not 380 <= got <= 400, why, got, 194)
+    judge("4.1", attempt, [(0.5, 0.6), (0.5, 0.55)], as_number, "pairs needed")
 
 
 @exercise(

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from course_utils import recorded
@@ -22,7 +23,7 @@ SWEEPS = {  # name: (its jobs, how many seeds)
 }
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sweep", choices=SWEEPS, default="lab_findings")
     parser.add_argument("--seeds", type=int, help="instead of the sweep's own number")

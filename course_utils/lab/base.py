@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import models
 from course_utils.setup import places
@@ -23,14 +24,16 @@ CHATML_TEMPLATE = (
 )
 
 
-def use_chatml(tokenizer):
+def use_chatml(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the lab's tokenizer the one chat format that its base has read."""
     tokenizer.chat_template = CHATML_TEMPLATE
     tokenizer.eos_token = "<|im_end|>"
     tokenizer.pad_token = "<|reserved_special_token_0|>"
 
 
-def load_base(path=BASE_MODEL, device="cpu"):
+def load_base(
+    path: str | Path = BASE_MODEL, device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The lab's base in float32 and its tokenizer with ChatML.
 
     Raises: FileNotFoundError if the checkpoint is missing.

@@ -22,7 +22,7 @@ PER_PAIR = {
 }
 
 
-def sequences(run):
+def sequences(run: dict) -> Cost:
     """Cost of a recorded run. DPO's holds its own steps, not those of its SFT."""
     pairs = run.get("steps", 0) * BATCH
     return Cost(*(pairs * each for each in PER_PAIR[run["method"]]))

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from course_utils import evaluation
+from course_utils.evaluation.intervals import Estimate
 from course_utils.recorded import load as load_record
 
 
@@ -42,7 +43,9 @@ def _table(runs, bits):
     return np.array([[int(bit) for bit in bits(run)] for run in runs], dtype=float)
 
 
-def over_seeds(runs, bits):
+def over_seeds(
+    runs: list[dict], bits: Callable[[dict], str]
+) -> tuple[Estimate, tuple[float, float]]:
     """Mean of a yes/no measurement over seeds, with its interval over prompts.
 
     runs: records of one setting, one per seed. bits: function from a run to its string

@@ -5,6 +5,8 @@ of the rungs below it. Each `taken_back` run starts from the recommended rung an
 up one of its changes, so that an effect does not depend on the order of the rungs.
 """
 
+from pathlib import Path
+
 from course_utils.lab.base import BASE_MODEL
 
 ARTICLE = {
@@ -51,7 +53,9 @@ def ladder_settings() -> dict[str, dict]:
     return settings
 
 
-def ladder_jobs(seeds: int, folder: str, base=BASE_MODEL) -> list[list[dict]]:
+def ladder_jobs(
+    seeds: int, folder: str, base: str | Path = BASE_MODEL
+) -> list[list[dict]]:
     """The base and every run of the ladder, as one stage. folder: not needed."""
     start = {"name": "base, Llama 3 chat", "method": "none", "chat": "llama3"}
     jobs = [{**start, "base": str(base), "seed": 0}]

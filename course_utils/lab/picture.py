@@ -6,6 +6,7 @@ python -m course_utils.lab.picture notebooks/sft_and_orpo.png
 import sys
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from course_utils import plots
 from course_utils.lab.findings import over_seeds, recorded
@@ -14,7 +15,7 @@ from course_utils.setup.printing import print_safely
 METHODS = ("base", "SFT", "SFT, then DPO LR 0.0001", "ORPO β 0.5", "ORPO β 1")
 
 
-def draw():
+def draw() -> Figure:
     """The figure: log-probs under SFT and ORPO, and who writes good answers."""
     fig, axes = plt.subplots(1, 3, figsize=(11, 3), dpi=90)
     for ax, name, title in (

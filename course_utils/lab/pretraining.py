@@ -15,12 +15,18 @@ import math
 import multiprocessing
 import os
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from course_utils import recorded
 from course_utils.data import world
@@ -44,7 +50,7 @@ CORPUS_SEED = 1000
 SHARD_DOCUMENTS = 10_000
 
 
-def train_tokenizer(documents):
+def train_tokenizer(documents: Iterable[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `VOCABULARY` tokens in which every digit is its own token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -96,14 +102,14 @@ def _encode_shard(job):
     return np.array(ids, dtype=np.uint16)
 
 
-def corpus_tokens(tokenizer_file, shards):
+def corpus_tokens(tokenizer_file: str, shards: int) -> np.ndarray:
     """The corpus as one array of token ids; shard i has seed CORPUS_SEED + i."""
     jobs = [(str(tokenizer_file), CORPUS_SEED + i) for i in range(shards)]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         return np.concatenate(pool.map(_encode_shard, jobs))
 
 
-def model_config(tokenizer):
+def model_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     """Llama 3's layout at 3.5 million parameters."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
@@ -132,7 +138,15 @@ def _optimizer(model, learning_rate):
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def train(model, tokens, steps, batch, length=256, learning_rate=2e-3, seed=0):
+def train(
+    model: torch.nn.Module,
+    tokens: np.ndarray,
+    steps: int,
+    batch: int,
+    length: int = 256,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+) -> list[tuple[int, float]]:
     """Next-token training in bf16 autocast; linear warm-up over 200 steps, then cosine.
 
     tokens: (N,) array of ids, read in rows of `length` tokens, reshuffled every epoch.
@@ -172,7 +186,7 @@ def train(model, tokens, steps, batch, length=256, learning_rate=2e-3, seed=0):
     return curve
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder of the checkpoint to write")
     parser.add_argument("--steps", type=int, default=14_000)

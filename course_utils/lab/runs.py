@@ -5,8 +5,14 @@ import time
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig
-from transformers import PrinterCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+)
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from course_utils import chat, evaluation, models
@@ -15,7 +21,9 @@ from course_utils.lab.base import BASE_MODEL, BATCH, MAX_LENGTH, load_base
 from course_utils.training import ORPOConfig, ORPOTrainer
 
 
-def trainer_arguments(learning_rate, steps, seed, output_dir):
+def trainer_arguments(
+    learning_rate: float, steps: int, seed: int, output_dir: str
+) -> dict:
     """Keyword arguments that SFTConfig, DPOConfig and ORPOConfig of the lab share."""
     return {
         "output_dir": str(output_dir),
@@ -38,7 +46,16 @@ def trainer_arguments(learning_rate, steps, seed, output_dir):
     }
 
 
-def make_trainer(method, model, tokenizer, pairs, beta, lora, arguments, callbacks):
+def make_trainer(
+    method: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    beta: float,
+    lora: LoraConfig | None,
+    arguments: dict,
+    callbacks: list,
+) -> Trainer:
     """The trainer for "sft", "dpo" (both TRL's) or "orpo" (ours, equal to TRL's)."""
     shared = {
         "model": model,
@@ -60,7 +77,7 @@ def make_trainer(method, model, tokenizer, pairs, beta, lora, arguments, callbac
     return ORPOTrainer(args=config, train_dataset=pairs, **shared)
 
 
-def count_prompt_twice(pairs, tokenizer):
+def count_prompt_twice(pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """The fault of the recipe that everyone copied: whole conversations as strings.
 
     With a string `prompt` column beside them TRL takes them as they are: the prompt's
@@ -78,7 +95,9 @@ def count_prompt_twice(pairs, tokenizer):
     return pairs.map(to_strings, remove_columns=["prompt", "chosen", "rejected"])
 
 
-def measure(model, tokenizer, pairs):
+def measure(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Dataset
+) -> dict:
     """Everything the lab reports of one model, with one entry per held-out pair."""
     scores = evaluation.score_pairs(model, tokenizer, pairs, MAX_LENGTH)
     prompts = [pair["prompt"] for pair in pairs]
@@ -105,7 +124,7 @@ def _bits(values):
     return "".join("1" if v else "0" for v in values)
 
 
-def run(job):
+def run(job: dict) -> dict:
     """One run of the sweep in this process. job: as in `jobs`. Returns: its record."""
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -179,7 +198,9 @@ def _logged(row):
     return {"step": row["step"], **values}
 
 
-def leave_one_out_jobs(seeds, folder, base=BASE_MODEL):
+def leave_one_out_jobs(
+    seeds: int, folder: str, base: str | Path = BASE_MODEL
+) -> list[list[dict]]:
     """ORPO on the whole mix, and on the mix without each source; as one stage.
 
     folder: not needed here; the same call as `jobs`.
@@ -207,7 +228,9 @@ def leave_one_out_jobs(seeds, folder, base=BASE_MODEL):
     ]
 
 
-def jobs(seeds, folder, base=BASE_MODEL):
+def jobs(
+    seeds: int, folder: str, base: str | Path = BASE_MODEL
+) -> tuple[list[dict], list[dict]]:
     """The sweep, as two lists: what starts from the base, and what starts from its SFT.
 
     folder: where the SFT models wait for DPO.

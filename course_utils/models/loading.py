@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import has_file, is_flash_attn_2_available
 
 from course_utils.models import shards
+from course_utils.setup.hardware import attention_implementation
 from course_utils.setup.profiles import Profile, is_hub_id, require_checkpoint
 
 # Every projection of a Llama layer: attention's four, and the MLP's three.
@@ -40,25 +41,6 @@ LINEAR_LAYERS = [
 def compute_dtype(profile: Profile) -> torch.dtype:
     """The dtype to compute in; `profiles.choose` made sure that the GPU has it."""
     return getattr(torch, profile.dtype)
-
-
-def attention_implementation(
-    capability: tuple[int, int] | None, flash_available: bool
-) -> tuple[str, str]:
-    """Which attention to ask transformers for, and why.
-
-    capability: the GPU's compute capability, such as (8, 9), or None without one.
-    flash_available: is flash-attn 2 installed?
-    Returns: (name for attn_implementation, reason).
-    """
-    if capability is None:
-        return "sdpa", "no CUDA GPU: PyTorch's own attention"
-    if tuple(capability) < (8, 0):
-        shown = ".".join(map(str, capability))
-        return "sdpa", f"FlashAttention 2 needs capability 8.0, this GPU has {shown}"
-    if not flash_available:
-        return "sdpa", "flash-attn is not installed; PyTorch's SDPA is fused as well"
-    return "flash_attention_2", "flash-attn is installed and the GPU can run it"
 
 
 def probe_attention() -> tuple[str, str]:

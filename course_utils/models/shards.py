@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
@@ -49,7 +50,7 @@ class ShardWriter:
                 shard.write(rows)  # any number of rows at a time
     """
 
-    def __init__(self, path: Path, shapes: Shapes, dtype: torch.dtype):
+    def __init__(self, path: Path, shapes: Shapes, dtype: torch.dtype) -> None:
         """path: the file. shapes: {tensor: shape}, in order. dtype: of all of them."""
         self._dtype, self._path, self._left = dtype, Path(path), 0
         header, at = {"__metadata__": {"format": "pt"}}, 0
@@ -80,7 +81,7 @@ class ShardWriter:
         self._left -= len(view)
         self._file.write(view.data)
 
-    def __exit__(self, kind, *rest):
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         self._file.close()
         if kind is None and self._left:
             raise ValueError(f"{self._path.name}: {self._left} bytes too few or many.")
@@ -195,7 +196,7 @@ class Reader:
     every page that was read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self._files = weight_files(folder)
 
     def __iter__(self) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Publishing a model: its name, its card, its licence, its upload."""
 
 from course_utils.publishing.folder import ready, write_card
-from course_utils.publishing.hub import Upload, download_and_compare, upload
+from course_utils.publishing.hub import Upload, upload
 from course_utils.publishing.licence import check_name, is_llama3, terms_for
 from course_utils.publishing.model_card import card, describe_sources
 
@@ -10,7 +10,6 @@ __all__ = [
     "card",
     "check_name",
     "describe_sources",
-    "download_and_compare",
     "is_llama3",
     "ready",
     "terms_for",

@@ -37,8 +37,8 @@ def ask(
         said = explained(error, repo_id, resume)
         if said is None:
             raise
-    # Out of the handler, so that the client's frames, whose variables hold the token,
-    # do not depend on to this error; nor does this frame.
+    # Raised outside the handler: the client's frames, whose variables hold the token,
+    # are no part of this error, and this frame forgets it.
     kind, text = said[0], without_tokens(said[1], secret)
     del said, secret
     raise kind(text)

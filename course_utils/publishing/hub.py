@@ -3,18 +3,14 @@
 The hub's own client does the work: retries, hashes and large files.
 """
 
-import contextlib
-import hashlib
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from course_utils.publishing.explain import ask
 from course_utils.publishing.folder import CARD, ready
-from course_utils.setup.folders import files_in, require_apart, require_space
 
 AGAIN = (
     "What has arrived stays there: call this again with into_existing=True, and only "
@@ -94,45 +90,6 @@ def upload(
     return replace(plan, commit=commit)
 
 
-def download_and_compare(
-    folder: str | Path, done: Upload, into: str | Path | None = None
-) -> int:
-    """Download what was sent, and compare it with the local files byte by byte.
-
-    done: the Upload. into: an empty folder to keep the copy in; by default it is
-        removed.
-    Returns: the number of files that are equal. Raises: ValueError naming files that
-    differ; FileExistsError if `into` holds files; OSError if the disk is too full; as
-    `explain.ask`.
-    """
-    if not done.sent:
-        raise ValueError("Nothing was sent yet, so there is nothing to download.")
-    folder, api = Path(folder), _client()
-    with contextlib.ExitStack() as stack:
-        if into is None:
-            into = stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent))
-        into = Path(into)
-        require_apart(into, [folder])
-        if into.is_dir() and files_in(into):
-            raise FileExistsError(f"{into} holds files: name an empty folder.")
-        into.mkdir(parents=True, exist_ok=True)
-        require_space(into, done.total_bytes)
-        ask(lambda: _download(api, done, into), done.repo_id, api.token)
-        wrong = [
-            name
-            for name in done.files
-            if not (into / name).is_file() or _hash(into / name) != _hash(folder / name)
-        ]
-    if wrong:
-        raise ValueError(f"The downloaded copy differs in {', '.join(wrong)}.")
-    return len(done.files)
-
-
-def _hash(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
 def _client():
     token = get_token()
     if not token:
@@ -165,12 +122,6 @@ def _send(api, plan, folder):
     )
     return done.oid, api.verify_repo_checksums(
         plan.repo_id, local_dir=folder, revision=done.oid
-    )
-
-
-def _download(api, done, into):
-    snapshot_download(
-        done.repo_id, revision=done.commit, local_dir=into, token=api.token
     )
 
 

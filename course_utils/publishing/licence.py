@@ -12,6 +12,7 @@ sections 1.b.i and 1.b.iii.
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
@@ -21,6 +22,8 @@ from course_utils.publishing.explain import ask
 from course_utils.setup.profiles import is_hub_id
 
 LICENCE, NOTICE, POLICY = "LICENSE", "NOTICE", "USE_POLICY.md"
+# A base's files by their names' beginning.
+_KINDS = {"LICENSE": LICENCE, "LICENCE": LICENCE, "USE_POLICY": POLICY}
 
 
 @dataclass(frozen=True)
@@ -190,8 +193,17 @@ def agreement_of(base: str | Path) -> dict[str, Path]:
     base: the base model's folder, or its hub id, from which they are then downloaded.
     Raises: FileNotFoundError if there is no LICENSE; for a hub id also as explain.ask.
     """
-    base = str(base)
-    found = _hub_files(base) if is_hub_id(base) else _local_files(base)
+    base, found = str(base), {}
+    on_hub = is_hub_id(base)
+    names = [path.name for path in Path(base).glob("*") if path.is_file()]
+    if on_hub:
+        names = ask(lambda: HfApi().list_repo_files(base), base)
+    for name in sorted(names):
+        kind = _KINDS.get(name.split(".")[0].upper())
+        if kind and kind not in found:
+            found[kind] = Path(base, name)
+            if on_hub:
+                found[kind] = ask(partial(hf_hub_download, base, name), base)
     if LICENCE not in found:
         raise FileNotFoundError(
             f"{base} holds no {LICENCE}, and whoever passes on a derivative of Llama "
@@ -200,31 +212,6 @@ def agreement_of(base: str | Path) -> dict[str, Path]:
             "the base model."
         )
     return found
-
-
-def _name_for(file: str) -> str | None:
-    """LICENSE, USE_POLICY.md or None, for a file of a base model."""
-    stem = file.split(".")[0].upper()
-    return {"LICENSE": LICENCE, "LICENCE": LICENCE, "USE_POLICY": POLICY}.get(stem)
-
-
-def _local_files(base):
-    found = {}
-    for path in sorted(Path(base).iterdir()):
-        if path.is_file() and (name := _name_for(path.name)):
-            found.setdefault(name, path)
-    return found
-
-
-def _hub_files(base):
-    wanted = {}
-    for file in sorted(ask(lambda: HfApi().list_repo_files(base), base)):
-        if name := _name_for(file):
-            wanted.setdefault(name, file)
-    return {
-        name: ask(lambda file=file: hf_hub_download(base, file), base)
-        for name, file in wanted.items()
-    }
 
 
 def require_terms(folder: Path, results: dict) -> Terms | None:

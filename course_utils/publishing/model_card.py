@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from course_utils.data import sources
 from course_utils.publishing import licence
-from course_utils.setup.profiles import is_hub_id
+from course_utils.setup.printing import markdown_table
+from course_utils.setup.profiles import WORLD, is_hub_id
 
 NOT_MEASURED = "not measured"
 REQUIRED = ("name", "base_model", "license", "data", "settings")
@@ -39,7 +40,7 @@ def describe_sources(pairs: list[dict], data: str) -> dict[str, dict]:
         if name not in found:
             own = {"license": "apache-2.0", "repo": "the course's small world"}
             theirs = {"license": cards[name].license, "repo": cards[name].repo}
-            found[name] = {"pairs": 0, **(own if data == "world" else theirs)}
+            found[name] = {"pairs": 0, **(own if data == WORLD else theirs)}
         found[name]["pairs"] += 1
     return found
 
@@ -214,11 +215,8 @@ def _pairs_table(values, first, second):
 def table(rows: list[dict]) -> str:
     """Rows of dicts as a markdown table; floats with four digits."""
     head = list(rows[0])
-    lines = [head, ["---"] * len(head)]
-    lines += [
-        [_shown(row.get(column, NOT_MEASURED)) for column in head] for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    cells = ([_shown(row.get(column, NOT_MEASURED)) for column in head] for row in rows)
+    return markdown_table(head, cells)
 
 
 def _shown(value):
@@ -226,8 +224,7 @@ def _shown(value):
         return "none"
     if isinstance(value, dict):
         value = ", ".join(f"{k}: {_shown(v)}" for k, v in value.items())
-    value = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return value.replace("|", "\\|").replace("\n", " ")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _require_finite(value, where):

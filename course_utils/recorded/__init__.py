@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
 from importlib import resources
 
 LIBRARIES = (
@@ -24,7 +25,7 @@ LIBRARIES = (
 )
 
 
-def machine():
+def machine() -> str:
     """The hardware in words, e.g. "NVIDIA H200, 16 cores" or "AMD EPYC, 2 cores"."""
     import torch
 
@@ -34,7 +35,7 @@ def machine():
     return f"{platform.machine()} CPU, {cores}"
 
 
-def versions(libraries=LIBRARIES):
+def versions(libraries: Iterable[str] = LIBRARIES) -> dict[str, str]:
     """{library: version} of those that are installed, and of Python."""
     found = {"python": platform.python_version()}
     for library in libraries:
@@ -45,7 +46,7 @@ def versions(libraries=LIBRARIES):
     return found
 
 
-def describe_run(command, start):
+def describe_run(command: str, start: float) -> dict:
     """The head of a record. start: `time.perf_counter()` when the run began."""
     return {
         "command": command,
@@ -56,7 +57,7 @@ def describe_run(command, start):
     }
 
 
-def load(name):
+def load(name: str) -> dict:
     """The record `name` (without .json).
 
     Raises: FileNotFoundError that lists the records there are.
@@ -71,7 +72,13 @@ def load(name):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def caption(record):
+def load_if_there(*names: str) -> dict[str, dict]:
+    """{name: record} of those records that are there, in the order of `names`."""
+    folder = resources.files("course_utils") / "recorded"
+    return {n: load(n) for n in names if (folder / f"{n}.json").is_file()}
+
+
+def caption(record: dict) -> str:
     """One line that says where a recorded result comes from."""
     added = " (the last of several calls)" if " --add" in record["command"] else ""
     return (

@@ -13,7 +13,7 @@ MISSING = (
 )
 
 
-def load():
+def load() -> dict | None:
     """The record, or None before there is one."""
     try:
         return recorded.load(RECORD)
@@ -21,7 +21,7 @@ def load():
         return None
 
 
-def caption(record):
+def caption(record: dict | None) -> str:
     """Where the record's figures come from and what was run; record: or None."""
     if record is None:
         return MISSING
@@ -33,7 +33,7 @@ def caption(record):
     )
 
 
-def table(record):
+def table(record: dict | None) -> list[dict[str, str]]:
     """One dict per notebook: {"notebook", "l4: min", "l4: GiB", …}; record: or None.
 
     GiB are the most that the kernel had allocated on the GPU; a notebook that broke, or
@@ -52,7 +52,7 @@ def _why(run):
     return "cut off" if run["error"].startswith("stopped after") else "broke"
 
 
-def clause(notebook, record):
+def clause(notebook: str, record: dict | None) -> str:
     """What one notebook took, to follow its time on the CPU; "" without a record.
 
     notebook: its name, such as "03_qlora_loading".

@@ -5,6 +5,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from course_utils.setup import threads
@@ -23,7 +24,7 @@ class Hardware:
     cores: int
     ram_gib: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         machine = f"{self.cores} CPU cores, {self.ram_gib:.0f} GiB RAM"
         if not self.cuda:
             return f"{machine}, no CUDA GPU"
@@ -34,7 +35,7 @@ class Hardware:
         )
 
 
-def probe():
+def probe() -> Hardware:
     """The Hardware of this machine. Imports torch."""
     import psutil
     import torch
@@ -52,7 +53,7 @@ def probe():
     return Hardware(cores=cores, ram_gib=psutil.virtual_memory().total / 2**30, **gpu)
 
 
-def has_bf16(hardware):
+def has_bf16(hardware: Hardware) -> bool:
     """Does the GPU compute in bf16?
 
     torch.cuda.is_bf16_supported() also says yes where bf16 is emulated, as on a T4.
@@ -60,7 +61,26 @@ def has_bf16(hardware):
     return bool(hardware.cuda) and tuple(hardware.capability) >= BF16_CAPABILITY
 
 
-def is_offline(environ=None, timeout=2.0):
+def attention_implementation(
+    capability: tuple[int, int] | None, flash_available: bool
+) -> tuple[str, str]:
+    """Which attention to ask transformers for, and why.
+
+    capability: the GPU's compute capability, such as (8, 9), or None without one.
+    flash_available: is flash-attn 2 installed?
+    Returns: (name for attn_implementation, reason).
+    """
+    if capability is None:
+        return "sdpa", "no CUDA GPU: PyTorch's own attention"
+    if tuple(capability) < (8, 0):
+        shown = ".".join(map(str, capability))
+        return "sdpa", f"FlashAttention 2 needs capability 8.0, this GPU has {shown}"
+    if not flash_available:
+        return "sdpa", "flash-attn is not installed; PyTorch's SDPA is fused as well"
+    return "flash_attention_2", "flash-attn is installed and the GPU can run it"
+
+
+def is_offline(environ: Mapping[str, str] | None = None, timeout: float = 2.0) -> bool:
     """Is the hub out of reach: told so by HF_HUB_OFFLINE, or no answer to one request?
 
     environ: where HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE and HF_ENDPOINT are looked up.
@@ -91,7 +111,7 @@ def is_offline(environ=None, timeout=2.0):
     return answered != [True]
 
 
-def stay_offline(environ=None):
+def stay_offline(environ: MutableMapping[str, str] | None = None) -> None:
     """Tell the Hugging Face libraries to leave the network alone.
 
     environ: gets HF_HUB_OFFLINE and HF_HUB_DISABLE_TELEMETRY. Without them, TRL reports

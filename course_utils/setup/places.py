@@ -5,14 +5,15 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
+DRIVE = Path("/content/drive/MyDrive")  # where Colab shows a mounted Google Drive
 
 
-def in_checkout():
+def in_checkout() -> bool:
     """Is this package used from a clone of the course (and not from a wheel)?"""
     return (PACKAGE.parent / "pyproject.toml").is_file()
 
 
-def checkout():
+def checkout() -> Path:
     """The folder of the cloned course.
 
     Raises: FileNotFoundError if the package was installed without the clone.
@@ -25,7 +26,26 @@ def checkout():
     return PACKAGE.parent
 
 
-def data_cards():
+def keep_outputs_on_drive(here: Path, drive: Path = DRIVE) -> str:
+    """Let `outputs`, where notebooks write, lie on Google Drive, where it is mounted.
+
+    here: the notebooks' folder. A folder `outputs` that is there already stays as it
+    is. Returns: a sentence that says where outputs are kept, empty without a Drive.
+    """
+    if not drive.is_dir():
+        return ""
+    outputs, kept = here / "outputs", drive / "orpo-course" / "outputs"
+    if outputs.is_symlink() and not outputs.exists():
+        outputs.unlink()  # it leads to a Drive that is no longer there
+    if not outputs.exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        outputs.symlink_to(kept, target_is_directory=True)
+    if outputs.resolve() != kept.resolve():
+        return "outputs stay on this machine: the folder was there before the Drive"
+    return "outputs are kept on Drive, in orpo-course/outputs"
+
+
+def data_cards() -> Path:
     """The folder of the data cards, in a clone as well as in an installed wheel.
 
     A wheel carries the cards inside the package; in a clone they lie beside it, where
@@ -42,25 +62,27 @@ def data_cards():
     )
 
 
-def project():
-    """The `[project]` table of the clone's pyproject.toml, as a dict."""
+def _pyproject():
     text = (checkout() / "pyproject.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)["project"]
+    return tomllib.loads(text)
 
 
-def revision():
+def project() -> dict:
+    """The `[project]` table of the clone's pyproject.toml."""
+    return _pyproject()["project"]
+
+
+def revision() -> str:
     """The tag, branch or commit that Colab installs: `v` and the version by default.
 
     `python -m course_utils.course address --revision NAME` sets another one.
     Raises: FileNotFoundError if the package was installed without the clone.
     """
-    text = (checkout() / "pyproject.toml").read_text(encoding="utf-8")
-    data = tomllib.loads(text)
-    chosen = data.get("tool", {}).get("orpo-course", {}).get("revision")
-    return chosen or f"v{data['project']['version']}"
+    chosen = _pyproject().get("tool", {}).get("orpo-course", {}).get("revision")
+    return chosen or f"v{project()['version']}"
 
 
-def repository():
+def repository() -> str:
     """The address of the course's repository, without a slash at the end.
 
     It stands in pyproject.toml only. A clone reads it there, an installed wheel from

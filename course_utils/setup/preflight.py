@@ -9,12 +9,14 @@ import os
 import platform
 import shutil
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from course_utils.setup import places, profiles, threads
+from course_utils.setup.hardware import attention_implementation
 
 DISTRIBUTION = "orpo-course"
 OK, WARNING, PROBLEM = "ok", "warning", "PROBLEM"
@@ -47,21 +49,13 @@ class Report:
     findings: tuple
     minutes: dict
 
-    @property
-    def headline(self):
-        """The profile, its reason and the number of warnings, in one line."""
-        warnings = sum(finding.verdict == WARNING for finding in self.findings)
-        profile, reason = self.choice
-        return f"profile {profile.name}: {reason} ({warnings} warnings)"
-
-    def __str__(self):
-        rows = [(f.name, f.verdict, f.value, f.advice) for f in self.findings]
-        width = max(len(row[0]) for row in rows)
-        lines = []
-        for name, verdict, value, advice in rows:
-            lines.append(f"{name:<{width}}  {verdict:<7}  {value}")
-            if advice:
-                lines.append(" " * (width + 11) + advice)
+    def __str__(self) -> str:
+        names = [*(finding.name for finding in self.findings), *self.minutes]
+        width, lines = max(map(len, names)), []
+        for found in self.findings:
+            lines.append(f"{found.name:<{width}}  {found.verdict:<7}  {found.value}")
+            if found.advice:
+                lines.append(" " * (width + 11) + found.advice)
         for notebook, (minutes, profile) in self.minutes.items():
             lines.append(f"{notebook:<{width}}  {minutes:.1f} min on `{profile}`")
         return "\n".join(lines)
@@ -69,16 +63,23 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self):
-        rows = "".join(
-            _row(f.name, f.verdict, f"{f.value}. {f.advice}" if f.advice else f.value)
+        rows = [
+            (f.name, f.verdict, f"{f.value}. {f.advice}" if f.advice else f.value)
             for f in self.findings
-        )
+        ]
         for notebook, (minutes, profile) in self.minutes.items():
-            rows += _row(notebook, f"{minutes:.1f} min", f"recorded on {profile}")
-        return f"<table>{rows}</table>"
+            rows.append((notebook, f"{minutes:.1f} min", f"recorded on {profile}"))
+        cell = '<td style="text-align:left">'
+        cells = ("".join(f"{cell}{html.escape(c)}</td>" for c in row) for row in rows)
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
-def check(environ=None, hardware=None, thorough=False, installed_version=None):
+def check(
+    environ: Mapping[str, str] | None = None,
+    hardware: profiles.Hardware | None = None,
+    thorough: bool = False,
+    installed_version: Callable[[str], str] | None = None,
+) -> Report:
     """Look at everything that can be wrong before a notebook begins.
 
     environ: where the COURSE_ and HF_ variables are looked up. hardware: a
@@ -104,6 +105,7 @@ def check(environ=None, hardware=None, thorough=False, installed_version=None):
     if choice:
         findings.append(Finding("profile", f"{choice.profile.name} ({choice.reason})"))
         findings += _needs(choice.profile, hardware, environ)
+        findings.append(_attention(hardware))
     problems = [finding for finding in findings if finding.verdict == PROBLEM]
     if problems:
         listed = "\n".join(f"- {f.name}: {f.value}. {f.advice}" for f in problems)
@@ -111,7 +113,7 @@ def check(environ=None, hardware=None, thorough=False, installed_version=None):
     return Report(choice, hardware, tuple(findings), recorded_minutes())
 
 
-def requirements():
+def requirements() -> list[Requirement]:
     """The packaging Requirements of the notebooks: the package's and the extra's.
 
     Read from the installed distribution, or else from the clone's pyproject.toml.
@@ -126,7 +128,7 @@ def requirements():
     return [r for r in parsed if r.marker is None or r.marker.evaluate(course)]
 
 
-def recorded_minutes():
+def recorded_minutes() -> dict[str, tuple[float, str]]:
     """{notebook: (minutes, profile)} of the committed notebooks that recorded a run."""
     if not places.in_checkout():
         return {}
@@ -159,24 +161,21 @@ def _libraries(installed_version):
     """One line for all that fit, and one for each library that does not."""
     fitting, wrong = [], []
     for requirement in requirements():
-        name, command = requirement.name, f'pip install "{_bare(requirement)}"'
+        name = requirement.name
+        command = f'pip install "{name}{requirement.specifier}"'
         try:
             version = installed_version(name)
         except importlib.metadata.PackageNotFoundError:
-            advice = f"Run `{command}` and restart the kernel."
-            wrong.append(Finding(name, "is not installed", PROBLEM, advice))
-            continue
-        if requirement.specifier.contains(version, prereleases=True):
+            version = None
+        if version and requirement.specifier.contains(version, prereleases=True):
             fitting.append(f"{name} {version}")
             continue
-        value = f"is {version}, and the course needs {requirement.specifier}"
+        value = "is not installed"
+        if version:
+            value = f"is {version}, and the course needs {requirement.specifier}"
         advice = f"Run `{command}` and restart the kernel."
         wrong.append(Finding(name, value, PROBLEM, advice))
     return [Finding("libraries", ", ".join(fitting)), *wrong]
-
-
-def _bare(requirement):
-    return f"{requirement.name}{requirement.specifier}"
 
 
 def _orpo(thorough):
@@ -221,6 +220,13 @@ def _needs(profile, hardware, environ):
         yield _hub(profile, environ)
 
 
+def _attention(hardware):
+    """Which attention the model is loaded with, and why; flash-attn is optional."""
+    flash = importlib.util.find_spec("flash_attn") is not None
+    name, reason = attention_implementation(hardware.capability, flash)
+    return Finding("attention", f"{name} ({reason})")
+
+
 def _local_model(profile):
     try:
         profiles.require_checkpoint(profile.base_model)
@@ -236,13 +242,15 @@ def _local_model(profile):
 def _memory(profile, hardware):
     free = free_memory_gib(hardware)
     value = f"{free:.1f} GiB free, {profile.needs_gib:g} needed"
-    if free >= profile.needs_gib:
-        return Finding("memory", value)
     advice = "Close other notebooks and programs, or expect to run out."
-    return Finding("memory", value, WARNING, advice)
+    return _enough("memory", free >= profile.needs_gib, value, advice)
 
 
-def free_memory_gib(hardware):
+def _enough(name, enough, value, advice):
+    return Finding(name, value) if enough else Finding(name, value, WARNING, advice)
+
+
+def free_memory_gib(hardware: profiles.Hardware) -> float:
     """Free memory of the GPU, or of the machine where there is none."""
     if hardware.cuda:
         import torch
@@ -259,10 +267,8 @@ def _disk(profile, environ):
         cache = cache.parent
     free = shutil.disk_usage(cache).free / 2**30
     value = f"{free:.0f} GiB free for the hub's cache, {profile.disk_gib:g} needed"
-    if free >= profile.disk_gib:
-        return Finding("disk", value)
     advice = "Free some, or point HF_HOME to a larger disk before starting the kernel."
-    return Finding("disk", value, WARNING, advice)
+    return _enough("disk", free >= profile.disk_gib, value, advice)
 
 
 def _hub_cache(environ):
@@ -286,11 +292,3 @@ def _hub(profile, environ):
         return Finding("hub", value, PROBLEM, advice)
     value = "not reachable: only what its cache holds can be loaded"
     return Finding("hub", value, WARNING, advice)
-
-
-def _row(name, verdict, value):
-    cells = "".join(
-        f'<td style="text-align:left">{html.escape(text)}</td>'
-        for text in (name, verdict, value)
-    )
-    return f"<tr>{cells}</tr>"

@@ -1,6 +1,7 @@
-"""Printing on a console that lacks a character, such as β on code page 1252."""
+"""Output that stays whole: on a console that lacks a β, and in a Markdown table."""
 
 import sys
+from collections.abc import Iterable
 
 
 def print_safely() -> None:
@@ -12,3 +13,15 @@ def print_safely() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where a notebook replaced the stream
             stream.reconfigure(errors="backslashreplace")
+
+
+def one_line(text: object) -> str:
+    """A text in one line: a line break would end a list or a row of a table."""
+    return " ".join(str(text).split())
+
+
+def markdown_table(head: list, rows: Iterable[Iterable]) -> str:
+    """A Markdown table; bars and line breaks in a cell do not end it."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[one_line(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

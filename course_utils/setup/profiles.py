@@ -61,30 +61,30 @@ class Profile:
     name: str
     note: str
     base_model: str
-    data: str
-    dtype: str
-    nf4: bool
-    lora_rank: int
-    lora_alpha: int
     learning_rate: float
-    beta: float
     per_device_batch_size: int
     gradient_accumulation_steps: int
     max_length: int
     train_pairs: int
     eval_pairs: int
-    optim: str
-    gradient_checkpointing: bool
     needs_gib: float
     disk_gib: float
+    data: str = HUB
+    dtype: str = "bfloat16"
+    nf4: bool = False
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    beta: float = 0.1
+    optim: str = "paged_adamw_8bit"
+    gradient_checkpointing: bool = True
     ungated_copy: str | None = None
     max_pairs: int | None = None
 
-    def at_most(self, count):
+    def at_most(self, count: int) -> int:
         """`count` items, or as many as COURSE_PAIRS allows."""
         return count if self.max_pairs is None else min(count, self.max_pairs)
 
-    def steps(self, count):
+    def steps(self, count: int) -> int:
         """`count` optimizer steps, or as many as COURSE_PAIRS has pairs for."""
         if self.max_pairs is None:
             return count
@@ -92,17 +92,17 @@ class Profile:
         return min(count, max(1, self.max_pairs // batch))
 
     @property
-    def needs_hub(self):
+    def needs_hub(self) -> bool:
         """Does it read the model or the data from the hub?"""
         return self.data == HUB or is_hub_id(self.base_model)
 
 
-def is_hub_id(base_model):
+def is_hub_id(base_model: str) -> bool:
     """Is this "owner/name", and no folder here?"""
     return bool(_HUB_ID.fullmatch(base_model)) and not Path(base_model).is_dir()
 
 
-def require_checkpoint(folder):
+def require_checkpoint(folder: str | Path) -> None:
     """Raise FileNotFoundError, saying what to do, if `folder` holds no checkpoint."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(
@@ -117,12 +117,12 @@ def require_checkpoint(folder):
         )
 
 
-def lab_model_folder():
+def lab_model_folder() -> Path:
     """The folder of the small base model that ships with the course."""
     return Path(str(importlib.resources.files("course_utils"))) / "lab" / "base_model"
 
 
-def all_profiles():
+def all_profiles() -> dict[str, Profile]:
     """{name: Profile}, smallest machine first."""
     cpu = Profile(
         name="cpu",
@@ -130,9 +130,6 @@ def all_profiles():
         base_model=str(lab_model_folder()),
         data=WORLD,
         dtype="float32",
-        nf4=False,
-        lora_rank=16,
-        lora_alpha=32,
         learning_rate=3e-3,  # a 3M model wants far higher rates than 8B
         beta=0.5,
         per_device_batch_size=8,
@@ -151,20 +148,13 @@ def all_profiles():
         # Meta's 1B is gated; this copy is not, and it has Llama 3's chat tokens, which
         # ungated 1B models of Llama architecture such as TinyLlama lack.
         base_model="unsloth/Llama-3.2-1B",
-        data=HUB,
         dtype="float16",  # a T4 has no bf16
-        nf4=False,
-        lora_rank=16,
-        lora_alpha=32,
         learning_rate=1e-4,
-        beta=0.1,
         per_device_batch_size=1,
         gradient_accumulation_steps=8,
         max_length=512,
         train_pairs=400,
         eval_pairs=200,
-        optim="paged_adamw_8bit",
-        gradient_checkpointing=True,
         needs_gib=10,
         disk_gib=6,
     )
@@ -173,20 +163,13 @@ def all_profiles():
         note="Llama 3 8B on the article's card, about 24 GB",
         base_model="meta-llama/Meta-Llama-3-8B",
         ungated_copy="NousResearch/Meta-Llama-3-8B",
-        data=HUB,
-        dtype="bfloat16",
         nf4=True,
-        lora_rank=16,
-        lora_alpha=32,
         learning_rate=8e-5,
-        beta=0.1,
         per_device_batch_size=2,
         gradient_accumulation_steps=4,
         max_length=1024,
         train_pairs=1000,
         eval_pairs=800,
-        optim="paged_adamw_8bit",
-        gradient_checkpointing=True,
         needs_gib=16,
         disk_gib=20,
     )

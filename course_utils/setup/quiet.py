@@ -22,7 +22,7 @@ _LOGGERS = {
 }
 
 
-def hide_library_chatter():
+def hide_library_chatter() -> None:
     """Hide the messages named above. Call it before importing transformers or TRL."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)

@@ -1,6 +1,9 @@
 """What every notebook does first, in one call."""
 
-from course_utils.setup import hardware, profiles, quiet, threads
+import os
+from pathlib import Path
+
+from course_utils.setup import hardware, places, profiles, quiet, threads
 
 
 def begin(offline: bool = False) -> profiles.Choice:
@@ -8,6 +11,7 @@ def begin(offline: bool = False) -> profiles.Choice:
 
     Chooses the number of threads, the profile, hides messages that tell a learner
     nothing, and keeps the libraries off the network where the hub is not needed.
+    Outputs go to Google Drive where Colab has mounted it.
     offline: True for a notebook that never needs the hub.
     Returns: (profile, reason). Raises: as profiles.choose.
     """
@@ -15,5 +19,8 @@ def begin(offline: bool = False) -> profiles.Choice:
     choice = profiles.choose()
     if offline or not choice.profile.needs_hub:
         hardware.stay_offline()
+        # What is left to show is a red bar per load of a model that takes a second.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet.hide_library_chatter()
-    return choice
+    kept = places.keep_outputs_on_drive(Path.cwd())
+    return choice._replace(reason="; ".join(filter(None, [choice.reason, kept])))

@@ -8,6 +8,7 @@ needs. `python tests/benchmarks/bench_threads.py` measures both.
 
 import os
 import sys
+from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
 import psutil
@@ -30,7 +31,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def choose_threads(environ=None, cores=None, busy=None) -> Threads:
+def choose_threads(
+    environ: Mapping[str, str] | None = None,
+    cores: int | None = None,
+    busy: float | None = None,
+) -> Threads:
     """The number of threads for numerical libraries, and why.
 
     environ: OMP_NUM_THREADS in it decides, if it is set.
@@ -56,7 +61,7 @@ def choose_threads(environ=None, cores=None, busy=None) -> Threads:
     return Threads(number, f"{taken} of {cores} cores are busy with other programs")
 
 
-def use_free_cores(environ=None) -> Threads:
+def use_free_cores(environ: MutableMapping[str, str] | None = None) -> Threads:
     """Set the number of threads, and let waiting threads sleep.
 
     Call it before torch is imported: OpenMP reads its settings once. Where torch is

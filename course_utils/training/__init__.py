@@ -22,11 +22,11 @@ _HOMES = {
 __all__ = ["FastTrainingConfig", "ORPOConfig", "ORPOTrainer", "PackedORPOTrainer"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])

@@ -22,12 +22,14 @@ class Shares(NamedTuple):
     processes: int
 
     @property
-    def batch(self):
+    def batch(self) -> int:
         """Pairs of an optimizer step, all processes together."""
         return self.micro_batch * self.accumulation * self.processes
 
 
-def share(batch, micro_batch, processes, *, exactly=False):
+def share(
+    batch: int, micro_batch: int, processes: int, *, exactly: bool = False
+) -> Shares:
     """The Shares of a step of `batch` pairs.
 
     micro_batch: pairs that a process takes at a time; fewer where `batch` is too small

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from course_utils.setup import profiles
+from course_utils.training.fast.config import FastTrainingConfig
 
 CONFIGS = ("ddp", "fsdp")
 
@@ -116,7 +117,7 @@ def choose_profile(options: argparse.Namespace) -> profiles.Choice:
     return profiles.Choice(profile, reason)
 
 
-def fast_config(options: argparse.Namespace):
+def fast_config(options: argparse.Namespace) -> FastTrainingConfig:
     """The FastTrainingConfig that the --lever options ask for.
 
     Raises: UsageError that names the lever, and what it can be.

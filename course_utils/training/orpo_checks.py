@@ -3,9 +3,17 @@ that nothing moves."""
 
 import logging
 import math
+from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from course_utils.chat.untrained import untrained_token_ids
 from course_utils.training.orpo_config import ORPOConfig
@@ -63,13 +71,26 @@ class StillnessCheck(TrainerCallback):
     below STILL, is none.
     """
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.logs, self.judged = trainer, [], False
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
         self.logs, self.judged = [], False
 
-    def on_log(self, args, state, control, logs=None, **_):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **_: Any,
+    ) -> None:
         if self.judged or "log_odds_chosen" not in logs:
             return
         self.logs.append(dict(logs, step=state.global_step))

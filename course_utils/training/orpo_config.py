@@ -101,7 +101,7 @@ class ORPOConfig(TrainingArguments):
         default=10, metadata={"help": "Logs without a change before a warning."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and _computes_in_bf16(self.use_cpu)

@@ -3,6 +3,7 @@
 import logging
 
 import torch
+from peft import PeftConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from course_utils.training.orpo_config import ORPOConfig
@@ -12,7 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_model(
-    model: PreTrainedModel | str, args: ORPOConfig, peft_config=None
+    model: PreTrainedModel | str,
+    args: ORPOConfig,
+    peft_config: PeftConfig | None = None,
 ) -> PreTrainedModel:
     """The model to train, as TRL 1.16 prepares it.
 

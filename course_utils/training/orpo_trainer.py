@@ -5,12 +5,20 @@ transformers' Trainer does the rest. Where it differs from TRL's: see ORPOConfig
 
 import contextlib
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
-from transformers import AutoTokenizer, PreTrainedModel, Trainer
+from peft import PeftConfig
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
+from transformers.trainer_utils import EvalLoopOutput
 
 from course_utils import orpo
 from course_utils.training import orpo_checks
@@ -18,6 +26,7 @@ from course_utils.training.orpo_batches import PairCollator, both_sides
 from course_utils.training.orpo_config import ORPOConfig
 from course_utils.training.orpo_model import prepare_model
 from course_utils.training.orpo_rows import Lengths, tokenize_rows
+from course_utils.training.progress import LiveLine
 
 
 class ORPOTrainer(Trainer):
@@ -39,13 +48,13 @@ class ORPOTrainer(Trainer):
         self,
         model: PreTrainedModel | str,
         args: ORPOConfig | None = None,
-        data_collator=None,
+        data_collator: Callable[[list[dict]], dict] | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict | None = None,
-        processing_class=None,
-        peft_config=None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
         **trainer_arguments: Any,
-    ):
+    ) -> None:
         args = ORPOConfig() if args is None else args
         model = prepare_model(model, args, peft_config)
         if processing_class is None:
@@ -81,10 +90,14 @@ class ORPOTrainer(Trainer):
         self.model.add_model_tags(["orpo"])
         if self.is_world_process_zero():
             orpo_checks.report_lengths(self.lengths)
+        if args.disable_tqdm:
+            self.add_callback(LiveLine)
         if args.still_after:
             self.add_callback(orpo_checks.StillnessCheck(self))
 
-    def get_batch_loss_metrics(self, model, batch: dict) -> tuple[torch.Tensor, dict]:
+    def get_batch_loss_metrics(
+        self, model: torch.nn.Module, batch: dict
+    ) -> tuple[torch.Tensor, dict]:
         """(loss, metrics) of a padded batch of B pairs; metrics have TRL's names."""
         ids = both_sides(batch, "input_ids", self.padding_value)  # (2B, T)
         mask = both_sides(batch, "attention_mask", 0)
@@ -109,7 +122,15 @@ class ORPOTrainer(Trainer):
             loss = loss + self.model.config.router_aux_loss_coef * out.aux_loss
         return loss, metrics
 
-    def loss_and_metrics(self, nll, chosen, rejected, logits, tokens, answer_tokens):
+    def loss_and_metrics(
+        self,
+        nll: torch.Tensor,
+        chosen: torch.Tensor,
+        rejected: torch.Tensor,
+        logits: Iterable[torch.Tensor],
+        tokens: Iterable[int],
+        answer_tokens: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict]:
         """The loss of B pairs, and everything that is logged of them.
 
         nll: (B,) sum of -log p over all tokens of the chosen sequence, prompt included.
@@ -154,8 +175,12 @@ class ORPOTrainer(Trainer):
         return nll_loss + odds_ratio_loss, metrics
 
     def compute_loss(
-        self, model, inputs, return_outputs=False, num_items_in_batch=None
-    ):
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
         loss, metrics = self.get_batch_loss_metrics(model, inputs)
         self.store_metrics(metrics)
         return (loss, metrics) if return_outputs else loss
@@ -168,7 +193,13 @@ class ORPOTrainer(Trainer):
 
     # ---- evaluation and logs ----
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             loss, metrics = self.get_batch_loss_metrics(model, inputs)
@@ -180,7 +211,9 @@ class ORPOTrainer(Trainer):
         ]
         return loss, torch.stack(logits), torch.zeros(2)
 
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
         out = super().evaluation_loop(
             *args, metric_key_prefix=metric_key_prefix, **kwargs
         )

@@ -8,6 +8,7 @@ that is scored, its *source* the position whose hidden state predicts it. A
 *group* is a micro-batch as the data loader made it; an optimizer step has several.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -31,7 +32,7 @@ class Pair:
     rejected_scored: np.ndarray
 
 
-def pair_from_row(row, name="this row"):
+def pair_from_row(row: Mapping, name: str = "this row") -> Pair:
     """The Pair of a row that ORPOTrainer tokenised.
 
     row: mapping with chosen_input_ids, chosen_labels and the same of rejected.
@@ -48,7 +49,7 @@ def pair_from_row(row, name="this row"):
     return Pair(**columns)
 
 
-def pairs_from_batch(batch):
+def pairs_from_batch(batch: dict) -> list[Pair]:
     """The Pairs of a padded batch, whichever side the padding is on.
 
     batch: what a collator returns: (B, T) tensors, attention masks among them.
@@ -70,7 +71,7 @@ def pairs_from_batch(batch):
     return pairs
 
 
-def filling_pairs(tokens, most):
+def filling_pairs(tokens: int, most: int) -> list[Pair]:
     """Pairs without content that fill a row of `tokens` tokens, at most `most` of them.
 
     For trying a row's shape out. Up to two tokens per pair are left for padding.
@@ -82,7 +83,7 @@ def filling_pairs(tokens, most):
     return [Pair(chosen, scored, rejected, scored)] * count
 
 
-def shared_prefix(first, second):
+def shared_prefix(first: np.ndarray, second: np.ndarray) -> int:
     """Number of leading tokens that two sequences of ids have in common.
 
     first, second: (n,) and (m,) integer arrays. Returns: int between 0 and min(n, m).
@@ -92,13 +93,13 @@ def shared_prefix(first, second):
     return int(differs.argmax()) if differs.any() else length
 
 
-def packed_length(pair, share_prefix=True):
+def packed_length(pair: Pair, share_prefix: bool = True) -> int:
     """Tokens that a pair takes in a row."""
     shared = shared_prefix(pair.chosen_ids, pair.rejected_ids) if share_prefix else 0
     return len(pair.chosen_ids) + len(pair.rejected_ids) - shared
 
 
-def fill_rows(lengths, budget):
+def fill_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Which items share a row: as few rows as first fit needs, about equally long.
 
     Equal rows, since the longest one decides how much memory a step takes, and how many
@@ -191,20 +192,22 @@ class PackedRow:
     longest: int
     embeddings: torch.Tensor | None = None
 
-    def on(self, device):
+    def on(self, device: torch.device) -> "PackedRow":
         """The row on a device; to a GPU the copies do not wait for it."""
         if self.input_ids.device.type == device.type:
             return self
         moved = {k: without_waiting(v, device) for k, v in self.tensors().items()}
         return replace(self, **moved)
 
-    def tensors(self):
+    def tensors(self) -> dict[str, torch.Tensor]:
         """{field: tensor}"""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: v for name, v in values.items() if torch.is_tensor(v)}
 
 
-def without_waiting(tensor, device, into=None):
+def without_waiting(
+    tensor: torch.Tensor, device: torch.device, into: torch.Tensor | None = None
+) -> torch.Tensor:
     """A CPU tensor on a device; the CPU does not wait until a GPU has it.
 
     into: a tensor there that takes its values, or None for a new one.
@@ -260,7 +263,9 @@ def pack_step(
     return rows
 
 
-def lay_out(pairs, share_prefix=True, multiple=1):
+def lay_out(
+    pairs: list[Pair], share_prefix: bool = True, multiple: int = 1
+) -> dict[str, np.ndarray]:
     """The arrays of a row, as PackedRow names them, without the weights.
 
     Returns: dict of numpy arrays.
@@ -390,7 +395,7 @@ def _lay_out_pair(pair, share_prefix):
     return part, members, (prefix, len(chosen) - prefix, rest)
 
 
-def visible(pair_id, segment):
+def visible(pair_id: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
     """Which token may see which: the dense mask of a row.
 
     pair_id, segment: (T,) int64, as in PackedRow.
@@ -404,7 +409,7 @@ def visible(pair_id, segment):
     return earlier & same_pair & on_the_way
 
 
-def pair_masks(segment, lengths):
+def pair_masks(segment: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
     """`visible` within each pair alone, for attention that takes one pair at a time.
 
     segment: (T,) int64. lengths: tokens of each pair, in the row's order.
@@ -419,7 +424,7 @@ def pair_masks(segment, lengths):
     return (earlier & on_the_way)[:, None]
 
 
-def sums(values, members):
+def sums(values: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     """Sum of each pair's values.
 
     values: (n,), one per target. members: (P, n) bool. Returns: (P,).
@@ -430,6 +435,6 @@ def sums(values, members):
     return torch.where(members, values, 0).sum(dim=1)
 
 
-def means(values, members):
+def means(values: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     """Mean of each pair's values; arguments and result as in `sums`."""
     return sums(values, members) / members.sum(dim=1)

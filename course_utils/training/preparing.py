@@ -5,6 +5,7 @@ import json
 import os
 from argparse import Namespace
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import transformers
@@ -12,6 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from course_utils import chat, models
 from course_utils.setup.profiles import Profile
@@ -47,7 +49,9 @@ def plan(options: Namespace, profile: Profile) -> tuple[ORPOConfig, Shares]:
     return config, shares
 
 
-def prepare(options: Namespace, profile: Profile, config: ORPOConfig, shares: Shares):
+def prepare(
+    options: Namespace, profile: Profile, config: ORPOConfig, shares: Shares
+) -> tuple[Trainer, list[dict], dict]:
     """(trainer, pairs, settings): all that training needs, the same on every process.
 
     config, shares: what `plan` returned.
@@ -106,7 +110,7 @@ def prepare(options: Namespace, profile: Profile, config: ORPOConfig, shares: Sh
     return trainer, pairs, settings
 
 
-def configuration(options, profile, shares) -> ORPOConfig:
+def configuration(options: Namespace, profile: Profile, shares: Shares) -> ORPOConfig:
     """The ORPOConfig of notebook 04; its steps are set once the pairs are read.
 
     For --trainer stock it is TRL's. Raises: ModuleNotFoundError where TRL has no ORPO.
@@ -150,7 +154,14 @@ def configuration(options, profile, shares) -> ORPOConfig:
     )
 
 
-def make_trainer(options, profile, model, tokenizer, config, pairs) -> ORPOTrainer:
+def make_trainer(
+    options: Namespace,
+    profile: Profile,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ORPOConfig,
+    pairs: list[dict],
+) -> ORPOTrainer:
     """The trainer that was asked for: PackedORPOTrainer, ORPOTrainer, or TRL's own."""
     adapter = None
     if options.adapter:
@@ -193,7 +204,7 @@ def make_trainer(options, profile, model, tokenizer, config, pairs) -> ORPOTrain
     return trainer
 
 
-def require_adapter(folder):
+def require_adapter(folder: Path | None) -> None:
     """Raise ValueError, naming the file, unless `folder` holds a whole adapter."""
     if folder is None:
         return
@@ -217,7 +228,7 @@ def _with_adapter(model, folder):
         ) from error
 
 
-def require_fsdp_to_fit(options, profile):
+def require_fsdp_to_fit(options: Namespace, profile: Profile) -> None:
     """ValueError if accelerate was told to use FSDP for what it cannot do."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false") != "true":
         return

@@ -1,19 +1,23 @@
 """The pairs that the command trains on; what only the main process does."""
 
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase
 
 from course_utils import chat
 from course_utils.data import mixing
 from course_utils.data.sources import read_json_lines
+from course_utils.setup.profiles import Profile
 
 COLUMNS = ("prompt", "chosen", "rejected")
 
 
-def broadcast_from_main(function: Callable):
+def broadcast_from_main(function: Callable) -> Any:
     """What `function` returns on the main process, sent to all of them.
 
     A ValueError or OSError there is raised everywhere, so that all end together.
@@ -31,7 +35,9 @@ def broadcast_from_main(function: Callable):
     return result
 
 
-def read_pairs(options, profile, tokenizer) -> tuple[list[dict], Counter]:
+def read_pairs(
+    options: Namespace, profile: Profile, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[dict], Counter]:
     """(pairs, why others were dropped): what to train on, checked."""
     if options.pairs_file:
         rows = read_json_lines(options.pairs_file)

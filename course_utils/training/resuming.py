@@ -3,6 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from course_utils.setup.profiles import is_hub_id
 from course_utils.training import resilience
@@ -64,7 +67,7 @@ def checkpoint_to_resume(folder: Path, resume: bool, settings: dict) -> str | No
     return last
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write a file that is whole whenever it is there."""
     partial = path.with_name(f".{path.name}")
     try:
@@ -75,7 +78,7 @@ def write_json(path: Path, content) -> None:
         partial.unlink(missing_ok=True)
 
 
-def base_fingerprint(source: str, model) -> str:
+def base_fingerprint(source: str, model: torch.nn.Module) -> str:
     """What tells a base model from another one that has the same name.
 
     source: folder or hub id that `model` was loaded from. Large files count with their

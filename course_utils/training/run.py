@@ -7,14 +7,19 @@ happens on the main process, and the others get the result.
 import contextlib
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from course_utils import models, recorded
 from course_utils.setup.profiles import Profile
@@ -128,17 +133,30 @@ def train(job: Job) -> dict | None:
 class Progress(TrainerCallback):
     """Adds `seconds` to what the Trainer logs, prints it, and starts the meters."""
 
-    def __init__(self, printing):
+    def __init__(self, printing: bool) -> None:
         self.printing = printing
         self.began = self.first_step = self.loading_peak_gib = None
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
         self.loading_peak_gib = peak_gib()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.began, self.first_step = time.perf_counter(), state.global_step
 
-    def on_log(self, args, state, control, logs=None, **_):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **_: Any,
+    ) -> None:
         if "loss" not in logs:
             return
         seconds = time.perf_counter() - self.began
@@ -154,17 +172,17 @@ class Progress(TrainerCallback):
 class CountedTokens:
     """A collator that notes how many tokens each micro-batch has, prefixes once."""
 
-    def __init__(self, collator):
+    def __init__(self, collator: Callable[[list[dict]], dict]) -> None:
         self.collator = collator
         self.tokens = []
 
-    def __call__(self, features):
+    def __call__(self, features: list[dict]) -> dict:
         pairs = [packing.pair_from_row(row) for row in features]
         self.tokens.append(sum(map(packing.packed_length, pairs)))
         return self.collator(features)
 
 
-def peak_gib():
+def peak_gib() -> float | None:
     """The most that this process has allocated on its GPU so far, or None."""
     if not torch.cuda.is_available():
         return None

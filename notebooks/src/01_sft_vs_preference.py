@@ -459,6 +459,8 @@ def fit(name, trainer):
 # %%
 from trl import SFTConfig, SFTTrainer
 
+from course_utils.training.progress import LiveLine
+
 chosen_only = mix.train.select_columns(["prompt", "chosen"])
 model, _ = lab.load_base()
 sft = SFTTrainer(
@@ -466,6 +468,7 @@ sft = SFTTrainer(
     SFTConfig(completion_only_loss=False, **settings),  # the NLL that ORPO has, alone
     train_dataset=chosen_only.rename_column("chosen", "completion"),
     processing_class=tokenizer,
+    callbacks=[LiveLine()],
 )
 fit("SFT", sft)
 
@@ -486,6 +489,7 @@ dpo = DPOTrainer(
     ),
     train_dataset=pairs,
     processing_class=tokenizer,
+    callbacks=[LiveLine()],
 )
 fit("SFT, then DPO", dpo)
 

@@ -463,7 +463,7 @@ except ValueError as error:
     print("ours:", error)
 try:
     from trl.experimental import orpo as trl_orpo
-except ModuleNotFoundError:
+except ImportError:
     print("TRL's ORPO is not in this version: its result is recorded, not run")
 else:
     train_poisoned(trl_orpo.ORPOTrainer, trl_orpo.ORPOConfig)

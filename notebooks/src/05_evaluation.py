@@ -53,32 +53,28 @@ print(f"profile {profile.name}: {reason}. Seed {SEED}")
 # %%
 pd.set_option("display.max_colwidth", None)
 rng = np.random.default_rng(SEED)
-fig, ax = plt.subplots(figsize=(6, 2.6), dpi=90)
-missed = {}
-for n, style in ((10, ":"), (210, "--"), (420, "-")):
-    measured = rng.binomial(n, 0.6, size=10_000) / n
-    low, high = np.quantile(measured, (0.025, 0.975))
-    missed[n] = (measured <= 0.5).mean()
-    print(
-        f"n {n:3d}: 95 % of evaluations give {low:.2f} to {high:.2f}; "
-        f"a coin or worse in {missed[n]:.1%}"
-    )
-    ax.ecdf(measured, ls=style, color="black", label=f"{n} pairs")
+measured = {n: rng.binomial(n, 0.6, size=10_000) / n for n in (10, 210, 420)}
+missed = {n: (shares <= 0.5).mean() for n, shares in measured.items()}
+for n, shares in measured.items():
+    low, high = np.quantile(shares, (0.025, 0.975))
+    print(f"n {n:3d}: 95 % of evaluations give {low:.2f} to {high:.2f}; ", end="")
+    print(f"a coin or worse in {missed[n]:.1%}")
+
+# %%
+_, ax = plt.subplots(figsize=(6, 2.6), dpi=90)
+for style, (n, shares) in zip((":", "--", "-"), measured.items(), strict=True):
+    ax.ecdf(shares, ls=style, color="black", label=f"{n} pairs")
 ax.axvline(0.5, color=plots.COLOURS["base"], lw=1)
 ax.legend(frameon=False, fontsize=8)
-plots.tidy(
-    ax,
-    f"Ten pairs miss a gain to 0.6 in {missed[10]:.0%} of 10,000 evaluations",
-    "measured accuracy",
-    "share of evaluations below",
-)
+title = f"Ten pairs miss a gain to 0.6 in {missed[10]:.0%} of 10,000 evaluations"
+plots.tidy(ax, title, "measured accuracy", "share of evaluations below")
 plt.show()
 
 # %% [markdown]
-# *Figure: cumulative share of simulated evaluations over the accuracy they measure; with 10 pairs the curve climbs slowly from 0.2 to 1 and passes 0.5 at more than a third, with 210 and 420 pairs it is a steep step at 0.6.*
-#
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: cumulative share of simulated evaluations over the accuracy they measure; with 10 pairs the curve climbs slowly from 0.2 to 1 and passes 0.5 at more than a third, with 210 and 420 pairs it is a steep step at 0.6.*
 #
 # Ten pairs is what the article kept.
 # In practice the truth is unknown and one evaluation is all you have.
@@ -125,6 +121,8 @@ adapter = LoraConfig(
     task_type="CAUSAL_LM",
     trainable_token_indices={"embed_tokens": control_ids, "lm_head": control_ids},
 )
+
+# %%
 config = ORPOConfig(
     beta=profile.beta,
     learning_rate=profile.learning_rate,
@@ -146,13 +144,11 @@ config = ORPOConfig(
     report_to="none",
     disable_tqdm=True,
 )
-trainer = ORPOTrainer(
-    model,
-    config,
-    train_dataset=Dataset.from_list(train[: STEPS * batch]),
-    processing_class=tokenizer,
-    peft_config=adapter,
-)
+
+# %%
+rows = Dataset.from_list(train[: STEPS * batch])
+parts = {"processing_class": tokenizer, "peft_config": adapter}
+trainer = ORPOTrainer(model, config, train_dataset=rows, **parts)
 
 # %% [markdown]
 # Sections 6 and 7 need the untrained model as well, so its share of them runs here, before the first step:
@@ -169,6 +165,8 @@ items = lab_tasks.rows(per_source=profile.at_most(20 * 7) // 7)  # of seven sour
 folder = lab_tasks.write_tasks("outputs/05/tasks", items)
 # Where writing stops is the model's own setting; the base was made to stop elsewhere.
 model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+# %%
 ARMS = {
     "plain text, framed": ("lab_choice_framed", False),
     "chat format, bare question": ("lab_choice", True),
@@ -176,11 +174,13 @@ ARMS = {
 }
 
 
+def score(model):
+    return evaluation.score_pairs(model, tokenizer, held_out, profile.max_length)
+
+
 def measure_all(model):
     """The model's scores of pairs, what it writes, and its choices in the harness."""
-    found = {
-        "pairs": evaluation.score_pairs(model, tokenizer, held_out, profile.max_length)
-    }
+    found = {"pairs": score(model)}
     found["greedy"] = evaluation.generate(model, tokenizer, few, temperature=0)
     for arm, (task, in_chat) in ARMS.items():
         run = harness.run(model, tokenizer, [task], [folder], chat_template=in_chat)
@@ -188,16 +188,18 @@ def measure_all(model):
     return found
 
 
+# %%
 # TRL has wrapped the adapter around the model by now; before a step it changes nothing.
 base = measure_all(trainer.model)
 trainer.remove_callback(transformers.PrinterCallback)
 trainer.train()
 orpo = measure_all(trainer.model)
-for name, found in (("base", base), ("ORPO", orpo)):
-    print(
-        f"{name}: accuracy {evaluation.estimate(found['pairs'].preferred)}, "
-        f"log-odds {evaluation.estimate(found['pairs'].margin)} nats"
-    )
+
+# %%
+both = {"base": base, "ORPO": orpo}
+for name, found in both.items():
+    print(f"{name}: accuracy {evaluation.estimate(found['pairs'].preferred)},", end=" ")
+    print(f"log-odds {evaluation.estimate(found['pairs'].margin)} nats")
 
 # %% [markdown]
 # On the lab the two intervals lie far apart, so there the verdict is easy.
@@ -243,6 +245,8 @@ for paired in (False, True):
         f"paired {paired!s:5}: {difference(before, after):+.3f} "
         f"[{interval.low:+.3f}, {interval.high:+.3f}]"
     )
+
+# %%
 comparison = evaluation.compare_paired(before, after)
 assert (comparison.gained, comparison.lost) == (gained, lost)
 print("both at once:", comparison)
@@ -276,21 +280,19 @@ def table_of(name, measure):
     return np.array([[int(bit) for bit in BITS[measure](run)] for run in runs])
 
 
+# %%
 CLOSE = ("SFT, then DPO LR 3e-05", "ORPO β 0.1")
 saved, rows = {}, []
 for measure in BITS:
     first, second = (table_of(name, measure) for name in CLOSE)
     saved[measure] = worth = (first.var(1) + second.var(1)) / (second - first).var(1)
-    rows += [
-        {
-            "measure": measure,
-            "seed": seed,
-            "ORPO minus DPO, paired": str(evaluation.compare_paired(a, b)),
-            "p of separate samples": f"{stats.ttest_ind(a, b).pvalue:.2g}",
-            "420 pairs are worth": f"{420 * ratio:.0f}",
-        }
-        for seed, (a, b, ratio) in enumerate(zip(first, second, worth, strict=True))
-    ]
+    for seed, (a, b, ratio) in enumerate(zip(first, second, worth, strict=True)):
+        row = {"measure": measure, "seed": seed}
+        row["ORPO minus DPO, paired"] = str(evaluation.compare_paired(a, b))
+        row["p of separate samples"] = f"{stats.ttest_ind(a, b).pvalue:.2g}"
+        rows.append(row | {"420 pairs are worth": f"{420 * ratio:.0f}"})
+
+# %%
 print(recorded.caption(recorded.load("lab_findings")))
 pd.DataFrame(rows).set_index(["measure", "seed"])
 
@@ -320,22 +322,17 @@ def simulated_power(n, changed, gap, runs=4000):
     return (p_values < 0.05).mean()
 
 
+# %%
 rows = []
 for changed in (0.05, 0.15, 0.4):
     for n in (10, 100, 420, 800):
         gap = evaluation.detectable_difference(n, changed)
-        found = np.isfinite(gap)
-        rows.append(
-            {
-                "pairs that change": f"{changed:.0%}",
-                "n": n,
-                "detectable": f"{gap:.3f}" if found else "nothing",
-                "found in (simulated)": f"{simulated_power(n, changed, gap):.0%}"
-                if found
-                else "–",
-            }
-        )
-pd.DataFrame(rows).set_index(["pairs that change", "n"])
+        row = {"pairs that change": f"{changed:.0%}", "n": n, "detectable": "nothing"}
+        if np.isfinite(gap):
+            row["detectable"] = f"{gap:.3f}"
+            row["found in (simulated)"] = f"{simulated_power(n, changed, gap):.0%}"
+        rows.append(row)
+pd.DataFrame(rows).fillna("–").set_index(["pairs that change", "n"])
 
 # %% [markdown]
 # <details>
@@ -377,44 +374,30 @@ names = [
 greedy = {name: table_of(name, "good, greedy") for name in names}
 over_prompts = [evaluation.estimate(table.mean(0)) for table in greedy.values()]
 over_both = [evaluation.estimate_over_seeds(table) for table in greedy.values()]
-wider = [
-    (b.high - b.low) / (a.high - a.low)
-    for a, b in zip(over_prompts, over_both, strict=True)
-]
-fig, ax = plt.subplots(figsize=(7, 3), dpi=90)
-for row, (name, both) in enumerate(zip(names, over_both, strict=True)):
-    ax.plot(
-        [both.low, both.high],
-        [row, row],
-        color=plots.COLOURS["base"],
-        lw=6,
-        alpha=0.4,
-        label=None if row else "other seeds and prompts",
-    )
-    ax.plot(greedy[name].mean(1), [row] * 3, "x", color="black", ms=7)
-plots.estimates(ax, names, over_prompts, "", "")
-ax.set_xlim(0, 1)
-ax.legend(frameon=False, fontsize=8, loc="upper center")
-plots.tidy(
-    ax,
-    f"With the seeds, intervals are {min(wider):.1f} to {max(wider):.1f} "
-    "times as wide (3 seeds, n = 420)",
-    "good, greedy: mean and 95 % interval; × single seeds",
-    "",
+for name, a, b in zip(names, over_prompts, over_both, strict=True):
+    print(f"{name:21s} prompts {a}   seeds and prompts {b}")
+
+# %%
+outside = sum(
+    (abs(greedy[name].mean(1) - a.value) > (a.high - a.low) / 2).any()
+    for name, a in zip(names, over_prompts, strict=True)
 )
+_, ax = plt.subplots(figsize=(7, 3), dpi=90)
+for row, (name, wide) in enumerate(zip(names, over_both, strict=True)):
+    ax.plot([wide.low, wide.high], [row, row], color="#bbbbbb", lw=6)
+    ax.plot(greedy[name].mean(1), [row] * 3, "x", color="black", ms=7)
+below = "good, greedy: mean, 95 % interval; × single seeds; grey: other seeds too"
+title = f"{outside} of {len(names)} methods have a seed outside the interval over prompts"
+plots.estimates(ax, names, over_prompts, f"{title} (n = 420)", below)
+ax.set_xlim(0, 1)
 plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure: share of good greedy answers of five recorded methods, thin lines for the interval over prompts, grey bars for the interval over seeds and prompts. For fully trained methods the three crosses lie close together; for LoRA at a learning rate of 0.001 they lie about 0.2 apart, and one grey bar reaches below 0.*
-
-# %%
-for name, prompts, both in zip(names, over_prompts, over_both, strict=True):
-    print(f"{name:21s} prompts {prompts}   seeds and prompts {both}")
-
-# %% [markdown]
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: share of good greedy answers of five recorded methods, thin lines for the interval over prompts, grey bars for the interval over seeds and prompts. For fully trained methods the three crosses lie close together; for LoRA at a learning rate of 0.001 they lie about 0.2 apart, and one grey bar reaches below 0.*
 #
 # The variance of a mean has a part that only more seeds reduce, one that only more prompts reduce, and one for both; `estimate_over_seeds` adds them and takes Student's t, since three seeds tell little of their own spread.
 # For the half-trained runs the interval over prompts is narrow and misleading: the seeds lie outside it.
@@ -427,12 +410,8 @@ for name, prompts, both in zip(names, over_prompts, over_both, strict=True):
 # Numbers do not say *why*. Reading does, if you do not know whose answer it is.
 
 # %%
-blind = evaluation.side_by_side(
-    few[:6],
-    {"base": base["greedy"][:6], "ORPO": orpo["greedy"][:6]},
-    seed=SEED,
-    longest=220,
-)
+written = {name: found["greedy"][:6] for name, found in both.items()}
+blind = evaluation.side_by_side(few[:6], written, seed=SEED, longest=220)
 blind
 
 # %% [markdown]
@@ -441,19 +420,22 @@ blind
 # **Predict.** Vote A, B or = in each row before you go on.
 
 # %%
-if profile.data == "world":
+judged = profile.data == "world"
+if judged:
     goods = {
         name: evaluation.verify_generations(few, found["greedy"]).good
-        for name, found in (("base", base), ("ORPO", orpo))
+        for name, found in both.items()
     }
     votes = []
     for row, names_in_row in enumerate(blind.key):
         good = [goods[name][row] for name in names_in_row]
         votes.append("=" if good[0] == good[1] else "AB"[int(good[1])])
+
+# %%
+if judged:
     wins, p = blind.unblind(votes)
     print(f"the lab's verifier votes {' '.join(votes)}: {dict(wins)}, p = {p:.2g}")
-    both = evaluation.compare_paired(goods["base"], goods["ORPO"])
-    print(f"all {len(few)}:", both)
+    print(f"all {len(few)}:", evaluation.compare_paired(goods["base"], goods["ORPO"]))
 else:
     print("would let the verifier vote, but a program can only judge the lab's answers")
 
@@ -486,33 +468,25 @@ for flaw, choice in zip(items[1]["flaws"], items[1]["choices"], strict=True):
 
 # %%
 result = orpo["chat format, bare question"]
-contexts = [
-    tokenizer.apply_chat_template(
-        [{"role": "user", "content": item["question"]}],
-        add_generation_prompt=True,
-        tokenize=False,
-    )
-    for item in items
-    for _ in range(4)
-]
+ask = {"add_generation_prompt": True, "tokenize": False}
+asked = [[{"role": "user", "content": item["question"]}] for item in items]
+asked = [tokenizer.apply_chat_template(each, **ask) for each in asked]
+contexts = [context for context in asked for _ in range(4)]
 answers = [answer for item in items for answer in item["choices"]]
 own = evaluation.score_answers(trainer.model, tokenizer, contexts, answers)
 own, theirs = own.total.reshape(-1, 4), np.stack(result.answers)
-gold = np.array([item["gold"] for item in items])
 apart = theirs - own
+
+# %%
+gold = np.array([item["gold"] for item in items])
 first, second = np.sort(own)[:, -1], np.sort(own)[:, -2]
 near = first - second <= 2 * np.ptp(apart, axis=1)  # too close for 16-bit arithmetic
 same = (own.argmax(1) == gold) == result.metrics["acc"]
 assert (same | near).all()
-print(
-    f"the same choice in {same.sum()} of {len(items)} items. "
-    "Log-likelihoods of the first item:"
-)
+print(f"the same choice in {same.sum()} of {len(items)} items. The first item:")
 print("  the harness", theirs[0].round(3), "\n  ours       ", own[0].round(3))
-print(
-    f"apart by {apart.min():.4f} to {apart.max():.4f} nats, within an item by at "
-    f"most {np.ptp(apart, axis=1).max():.4f}"
-)
+print(f"apart by {apart.min():.4f} to {apart.max():.4f} nats,", end=" ")
+print(f"within an item by at most {np.ptp(apart, axis=1).max():.4f}")
 
 
 # %% [markdown]
@@ -530,28 +504,23 @@ def chosen_flaws(result):
     return np.array([document["flaws"][pick] for document, pick in pairs])
 
 
+# %%
 rows = []
 for arm in ARMS:
-    for name, found in (("base", base), ("ORPO", orpo)):
+    for name, found in both.items():
         metrics, flaws = found[arm].metrics, chosen_flaws(found[arm])
-        rows.append(
-            {
-                "format": arm,
-                "model": name,
-                **{m: str(evaluation.estimate(metrics[m] == 1)) for m in metrics},
-                **{
-                    f"falls for {f}": f"{(flaws == f).mean():.2f}"
-                    for f in lab_tasks.FLAWS[1:]
-                },
-            }
-        )
+        row = {"format": arm, "model": name}
+        row |= {m: str(evaluation.estimate(metrics[m] == 1)) for m in metrics}
+        for flaw in lab_tasks.FLAWS[1:]:
+            row[f"falls for {flaw}"] = f"{(flaws == flaw).mean():.2f}"
+        rows.append(row)
 print(f"n = {len(items)}, chance 0.25, 1 seed")
 pd.DataFrame(rows).set_index(["format", "model"])
 
 # %%
 acc = {
     name: {arm: found[arm].metrics["acc"] for arm in ARMS}
-    for name, found in (("base", base), ("ORPO", orpo))
+    for name, found in both.items()
 }
 plain, bare, framed = ARMS
 for name in acc:
@@ -593,25 +562,22 @@ pd.DataFrame(
 # The command below runs the suite on today's harness and keeps them, so that two files can be compared item by item.
 
 # %%
-COMMAND = (
-    "python -m course_utils.evaluation.benchmarks nous --model FOLDER --out FILE.json"
-)
-print(
-    f"{COMMAND}\npython -m course_utils.evaluation.benchmarks compare BASE.json "
-    "TUNED.json\n"
-)
+COMMAND = "python -m course_utils.evaluation.benchmarks"
+print(f"{COMMAND} nous --model FOLDER --out FILE.json")
+print(f"{COMMAND} compare BASE.json TUNED.json\n")
 if profile.data == "world":
     print(f"would run {len(nous.TASKS)} tasks, 25 items each, where data are the hub's")
 else:
+    suite = {"bos": False, "limit": 25}
     few_items = harness.run(
-        trainer.model, tokenizer, nous.TASKS, nous.folders(), bos=False, limit=25
+        trainer.model, tokenizer, nous.TASKS, nous.folders(), **suite
     )
     for name, value in nous.summary(nous.items(few_items.tasks)).items():
-        print(
-            f"{name:11} {100 * value.value:.1f} "
-            f"[{100 * value.low:.1f}, {100 * value.high:.1f}]"
-        )
-print("\nHow today's tasks differ from those behind the published scores:")
+        low, high = 100 * value.low, 100 * value.high
+        print(f"{name:11} {100 * value.value:.1f} [{low:.1f}, {high:.1f}]")
+
+# %%
+print("How today's tasks differ from those behind the published scores:")
 for each in nous.DIFFERENCES:
     print(textwrap.fill(each, 88, initial_indent="- ", subsequent_indent="  "))
 
@@ -652,8 +618,11 @@ else:
     half = torch.float16 if profile.dtype == "float16" else torch.bfloat16
     trainer.model.merge_and_unload().to(half).save_pretrained("outputs/05/16")
     model_16 = AutoModelForCausalLM.from_pretrained("outputs/05/16").to(model.device)
-    merged = evaluation.score_pairs(model_16, tokenizer, held_out, profile.max_length)
+    merged = score(model_16)
     written = evaluation.generate(model_16, tokenizer, few, temperature=0)
+
+# %%
+if merged is not None:
     kept = evaluation.compare_paired(orpo["pairs"].preferred, merged.preferred)
     print("merged minus trained, preference accuracy:", kept)
     moved = evaluation.paired_difference(orpo["pairs"].margin, merged.margin)
@@ -689,24 +658,20 @@ def overall(table):
     return evaluation.estimate_over_seeds(table)
 
 
+# %%
 rows = []
 for label, (name, *paid) in SWEPT.items():
     runs = lab.recorded(name)
-    cost = [costs.sequences(lab.recorded(each)[0]) for each in (name, *paid)]
+    first_runs = [runs[0], *(lab.recorded(each)[0] for each in paid)]
+    cost = [costs.sequences(run) for run in first_runs]
     minutes = np.mean([run["minutes"] for run in runs])
-    minutes += sum(lab.recorded(each)[0]["minutes"] for each in paid)
-    rows.append(
-        {
-            "model": label,
-            "seeds": len(runs),
-            "n": runs[0]["n"],
-            "log-odds (nats)": f"{np.mean([run['margin'] for run in runs]):+.2f}",
-            **{measure: str(overall(table_of(name, measure))) for measure in BITS},
-            "learned": sum(c.learned for c in cost),
-            "looked at": sum(c.looked_at for c in cost),
-            "seconds": f"{60 * minutes:.0f}",
-        }
-    )
+    minutes += sum(run["minutes"] for run in first_runs[1:])
+    row = {"model": label, "seeds": len(runs), "n": runs[0]["n"]}
+    row["log-odds (nats)"] = f"{np.mean([run['margin'] for run in runs]):+.2f}"
+    row |= {measure: str(overall(table_of(name, measure))) for measure in BITS}
+    row["learned"] = sum(c.learned for c in cost)
+    row["looked at"] = sum(c.looked_at for c in cost)
+    rows.append(row | {"seconds": f"{60 * minutes:.0f}"})
 
 # %%
 for label, pairs in (("this run", orpo["pairs"]), ("this run, merged", merged)):
@@ -723,6 +688,8 @@ for label, pairs in (("this run", orpo["pairs"]), ("this run, merged", merged)):
                 "seconds": f"{seconds}",
             }
         )
+
+# %%
 print(recorded.caption(recorded.load("lab_findings")))
 print(f"this run: profile {profile.name}, seconds of training only")
 pd.DataFrame(rows).fillna("–").set_index("model")
@@ -757,40 +724,33 @@ def step(label, measure):
 
 shown = ("preference accuracy", "good, sampled")
 steps = {measure: [step(label, measure) for label in BEFORE] for measure in shown}
-fig, axes = plt.subplots(1, 2, figsize=(9.5, 2.8), dpi=80, sharey=True)
-for ax, (measure, found) in zip(axes, steps.items(), strict=True):
-    clear = [d is not None and d.low * d.high > 0 for d in found]
-    for row, d in enumerate(found):
-        look = {"color": "black" if clear[row] else plots.COLOURS["base"]}
-        if d is not None:
-            ax.plot([d.low, d.high], [row, row], lw=2, **look)
-        ax.plot(d.value if d else 0, row, "o", ms=5, **look)
-    ax.axvline(0, color=plots.COLOURS["base"], lw=1, ls=":")
-    ax.set_yticks(
-        range(len(found)), [f"{b} − {a.split(',')[0]}" for b, a in BEFORE.items()]
-    )
-    plots.tidy(
-        ax,
-        f"{measure}: {sum(clear)} of {len(clear)} are clear of 0",
-        "difference with 95 % interval",
-        "",
-    )
-axes[0].invert_yaxis()
-plt.tight_layout()
-plt.show()
-
-# %% [markdown]
-# *Figure: differences between a model and the one before it, with 95 % intervals for other seeds and other prompts (3 seeds, n = 420), in preference accuracy and in good sampled answers; black where the interval does not hold 0, grey where it does.*
+compared = [f"{b} − {a.split(',')[0]}" for b, a in BEFORE.items()]
 
 # %%
 for label, d in zip(BEFORE, steps["good, sampled"], strict=True):
     change = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" if d else "nothing changed"
     print(f"good, sampled, {label} minus {BEFORE[label]}: {change}")
 
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(9.5, 2.8), dpi=80, sharey=True)
+for ax, (measure, found) in zip(axes, steps.items(), strict=True):
+    nothing = evaluation.Estimate(0.0, 0.0, 0.0, 0)
+    found = [d or nothing for d in found]
+    clear = [d.low * d.high > 0 for d in found]
+    grey = {n: "#999999" for n, sure in zip(compared, clear, strict=True) if not sure}
+    title = f"{measure}: {sum(clear)} of {len(clear)} are clear of 0"
+    plots.estimates(ax, compared, found, title, "difference, 95 % interval", grey)
+    ax.axvline(0, color=plots.COLOURS["base"], lw=1, ls=":")
+axes[0].invert_yaxis()  # both share it, and each had turned it
+plt.tight_layout()
+plt.show()
+
 
 # %% [markdown]
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: differences between a model and the one before it, with 95 % intervals for other seeds and other prompts (3 seeds, n = 420), in preference accuracy and in good sampled answers; black where the interval does not hold 0, grey where it does.*
 #
 # SFT over base, DPO over SFT and the fixed learning rate over the article's are more than noise, in both measures.
 # ORPO over DPO and the larger β are clear of 0 in preference accuracy only: in the answers that the models write, three seeds leave both open.
@@ -803,66 +763,37 @@ for label, d in zip(BEFORE, steps["good, sampled"], strict=True):
 # ## Recap
 
 # %%
-def recap(method, metric, value, n, seeds=1, failed=""):
-    return {
-        "method": method,
-        "metric": metric,
-        "result": str(value),
-        "n": n,
-        "seeds": seeds,
-        "what failed": failed,
-    }
+def clear_of_0(label, d):
+    text = f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" if d else "+0.00"
+    found = "" if d and d.low * d.high > 0 else "no difference shown"
+    return (f"{label} − {BEFORE[label]}", "good, sampled", text, 420, 3, found)
 
 
 # %%
 ranked, size = "preference accuracy", len(held_out)
+seen = f"{1 - missed[10]:.0%}"
 rows = [
-    recap(
-        "ten pairs",
-        "gain to 0.6 seen",
-        f"{1 - missed[10]:.0%}",
-        10,
-        "–",
-        "misses it more than one time in three",
-    ),
-    recap("base", ranked, evaluation.estimate(base["pairs"].preferred), size),
-    recap(
-        f"ORPO, {STEPS} steps",
-        ranked,
-        evaluation.estimate(orpo["pairs"].preferred),
-        size,
-    ),
-    recap("ORPO − base, paired", ranked, comparison, size),
-    recap("ORPO, plain → chat", "lm-eval acc", template, template.difference.n),
+    ("ten pairs", "gain to 0.6 seen", seen, 10, "–", "missed more than 1 time in 3"),
+    ("ORPO − base, paired", ranked, comparison, size, 1, ""),
+    ("ORPO, plain → chat", "lm-eval acc", template, template.difference.n, 1, ""),
+    *map(clear_of_0, BEFORE, steps["good, sampled"]),
 ]
-for label, d in zip(BEFORE, steps["good, sampled"], strict=True):
-    clear = d is not None and d.low * d.high > 0
-    text = f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" if d else "+0.00"
-    rows.append(
-        recap(
-            f"{label} − {BEFORE[label]}",
-            "good, sampled",
-            text,
-            420,
-            3,
-            "" if clear else "no difference shown",
-        )
-    )
 if merged is not None:
-    rows.append(recap("merged − trained, paired", ranked, kept, size))
-rows.append(
-    recap("Nous suite", "average", "not measured", 0, 0, "its data are on the hub")
-)
-pd.DataFrame(rows).assign(profile=profile.name).set_index(["method", "metric"])
+    rows.append(("merged − trained, paired", ranked, kept, size, 1, ""))
+rows.append(("Nous suite", "average", "not measured", 0, 0, "its data are on the hub"))
+
+# %%
+columns = ["method", "metric", "result", "n", "seeds", "what failed"]
+recap = pd.DataFrame(rows, columns=columns).astype({"result": str})
+recap.assign(profile=profile.name).set_index(["method", "metric"])
 
 # %%
 gain, shift = comparison.difference, template.difference
 ratio = saved["good, greedy"].mean()
 print(
     f"Finding: {STEPS} steps gain {gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-    " in "
-    f"preference accuracy (n = {gain.n}, 1 seed); the chat format alone moves the same "
-    f"model's lm-eval acc by {shift.value:+.2f} [{shift.low:+.2f}, {shift.high:+.2f}] "
+    f" in preference accuracy (n = {gain.n}, 1 seed); the chat format alone moves the "
+    f"same model's lm-eval acc by {shift.value:+.2f} [{shift.low:+.2f}, {shift.high:+.2f}] "
     f"(n = {shift.n}); pairing is worth {ratio:.1f} times the pairs in a close contest"
 )
 
@@ -937,7 +868,7 @@ checks.solution("5.4")
 
 
 # %% [markdown]
-# ## A hunt
+# ## Hunts
 #
 # A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
 # The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
@@ -966,6 +897,30 @@ print(f"second minus first: {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 # %%
 checks.solution("5.5")
+
+
+# %% [markdown]
+# **Hunt 5.6 · 20 min · ●●●** "By my evaluation the adapter has learned nothing: with it and without it, nearly all outputs are the same to the last digit. A colleague loads the same adapter and finds a clear gain."
+
+# %%
+def adapted(x, weight, lora_a, lora_b, scale):
+    """Output (n, out) in bfloat16 of a linear layer and its LoRA adapter. All are in
+    bfloat16: x (n, in), weight (out, in), lora_a (r, in), lora_b (out, r).
+    """
+    out = x @ weight.T
+    out += scale * (x @ lora_a.T) @ lora_b.T
+    return out
+
+
+checks.hunt_learned_nothing(adapted)
+
+# %%
+x, weight, *adapter_parts = checks.material("5.6")  # a layer, early in its training
+moved = adapted(x, weight, *adapter_parts) != x @ weight.T
+print(f"the adapter changes {moved.float().mean():.1%} of the layer's outputs")
+
+# %%
+checks.solution("5.6")
 
 # %% [markdown]
 # ## Five questions

@@ -63,6 +63,7 @@ dtype = models.compute_dtype(profile)
 place = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
 
 
+# %%
 def load_nf4():
     """The base, quantised afresh."""
     quantization = BitsAndBytesConfig(
@@ -87,6 +88,8 @@ tokenizer = AutoTokenizer.from_pretrained(source)
 control_ids = chat.use_llama3_chat(tokenizer)
 mix = mixing.build(profile.data, evaluation_pairs=profile.eval_pairs)
 batch = profile.per_device_batch_size * profile.gradient_accumulation_steps
+
+# %%
 train, _ = chat.check_pairs(mix.train, tokenizer, profile.max_length, "drop")
 held_out, _ = chat.check_pairs(mix.evaluation, tokenizer, profile.max_length, "drop")
 train, held_out = train[: STEPS * batch], held_out[: profile.at_most(210)]
@@ -103,6 +106,8 @@ adapter = LoraConfig(
     task_type="CAUSAL_LM",
     trainable_token_indices={"embed_tokens": control_ids, "lm_head": control_ids},
 )
+
+# %%
 config = ORPOConfig(
     beta=profile.beta,
     learning_rate=profile.learning_rate,
@@ -128,13 +133,8 @@ config = ORPOConfig(
 
 # %%
 rows = Dataset.from_list(train).select_columns(["prompt", "chosen", "rejected"])
-trainer = ORPOTrainer(
-    load_nf4(),
-    config,
-    train_dataset=rows,
-    processing_class=tokenizer,
-    peft_config=adapter,
-)
+parts = {"processing_class": tokenizer, "peft_config": adapter}
+trainer = ORPOTrainer(load_nf4(), config, train_dataset=rows, **parts)
 trainer.remove_callback(transformers.PrinterCallback)
 trainer.train()
 trained = trainer.model.eval()
@@ -148,6 +148,8 @@ ADAPTER = Path("outputs/06/adapter")
 trained.save_pretrained(ADAPTER)
 tokenizer.save_pretrained(ADAPTER)
 models.record_base(ADAPTER, source)  # so that it is merged into no other base
+
+# %%
 tensors = load_file(ADAPTER / "adapter_model.safetensors")
 token_rows = {name: tuple(t.shape) for name, t in tensors.items() if "token" in name}
 size = (ADAPTER / "adapter_model.safetensors").stat().st_size / 1e6
@@ -186,20 +188,8 @@ print("the trained model against itself:", observed.noise, sep="\n")
 # %%
 import gc
 
-scores = {
-    "trained": evaluation.score_pairs(trained, tokenizer, held_out, profile.max_length)
-}
-curves = [
-    {
-        "step": log["step"],
-        "chosen": log["logps/chosen"],
-        "rejected": log["logps/rejected"],
-        "margin": log["log_odds_chosen"],
-    }
-    for log in trainer.state.log_history
-    if "logps/chosen" in log
-]
-del trained, trainer
+def score(model):
+    return evaluation.score_pairs(model, tokenizer, held_out, profile.max_length)
 
 
 def free():
@@ -208,6 +198,13 @@ def free():
     torch.cuda.empty_cache()
 
 
+# %%
+scores = {"trained": score(trained)}
+LOGGED = {"chosen": "logps/chosen", "rejected": "logps/rejected"}
+LOGGED |= {"step": "step", "margin": "log_odds_chosen"}
+logs = [log for log in trainer.state.log_history if "logps/chosen" in log]
+curves = [{name: log[key] for name, key in LOGGED.items()} for log in logs]
+del trained, trainer
 free()
 
 # %% [markdown]
@@ -231,6 +228,7 @@ def merge_into(base):
     return merged
 
 
+# %%
 ways = {
     "no merge": lambda: PeftModel.from_pretrained(load_nf4(), ADAPTER),
     "dequantised NF4": lambda: merge_into(load_nf4().dequantize()),
@@ -242,13 +240,13 @@ ways = {
 }
 if dtype == torch.bfloat16:
     del ways["the same, in bf16"]  # it would be the one before it
+
+# %%
 distances = {}
 for name, make in ways.items():
     candidate = make()
     distances[name] = gate.compare(observed, candidate)
-    scores[name] = evaluation.score_pairs(
-        candidate, tokenizer, held_out, profile.max_length
-    )
+    scores[name] = score(candidate)
     if name == "dequantised NF4":
         by_peft = {k: v.cpu() for k, v in candidate.state_dict().items()}
     del candidate
@@ -268,40 +266,28 @@ pd.DataFrame(
 ).set_index("way")
 
 # %%
-shown = {name: d for name, d in distances.items() if d.kl.value > 0}
+shown = {name: d.kl for name, d in distances.items() if d.kl.value > 0}
 limit = max(gate.MAX_KL, 3 * observed.noise.kl.value)
-over = [name for name, d in shown.items() if d.kl.value > limit]
-fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=90)
-plots.estimates(
-    ax,
-    list(shown),
-    [d.kl for d in shown.values()],
-    f"Over the limit: {' and '.join(over) or 'none'} "
-    f"(n = {observed.noise.n} answers, 1 seed)",
-    "KL from the trained model, nats per token (95 % interval over prompts)",
-)
+over = [name for name, kl in shown.items() if kl.value > limit]
+title = f"Over the limit: {' and '.join(over) or 'none'}"
+title += f" (n = {observed.noise.n} answers, 1 seed)"
+
+# %%
+_, ax = plt.subplots(figsize=(6.4, 2.6), dpi=90)
+below = "KL from the trained model, nats per token (95 % interval over prompts)"
+plots.estimates(ax, list(shown), list(shown.values()), title, below)
 ax.set_xscale("log")
-for words, at, style in (
-    ("noise", observed.noise.kl.value, ":"),
-    ("limit", limit, "--"),
-):
-    ax.axvline(at, color=plots.COLOURS["base"], ls=style)
-    ax.text(
-        at,
-        0.36,
-        f" {words}",
-        color=plots.COLOURS["base"],
-        fontsize=8,
-        transform=ax.get_xaxis_transform(),
-    )
+ax.axvline(observed.noise.kl.value, color="#999999", ls=":", label="noise")
+ax.axvline(limit, color="#999999", ls="--", label="limit")
+ax.legend(frameon=False, fontsize=8)
 plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure: KL of four or five ways from the trained model on a logarithmic axis, with 95 % intervals; a dotted line marks the noise, a dashed line the release gate's limit. The dequantised base lies at or below the noise, its bf16 copy between the lines; the original base and NF4 itself lie right of the limit.*
-#
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: KL of four or five ways from the trained model on a logarithmic axis, with 95 % intervals; a dotted line marks the noise, a dashed line the release gate's limit. The dequantised base lies at or below the noise, its bf16 copy between the lines; the original base and NF4 itself lie right of the limit.*
 #
 # The adapter belongs on the base that it was trained on: dequantised NF4.
 # On the original base it is a slightly different model, and merged straight into NF4 the update itself is rounded to 4 bits.
@@ -335,6 +321,7 @@ from course_utils.models import shards
 FOLDER = Path("outputs/06/merged")
 merging.merge(source, ADAPTER, FOLDER, tokenizer, nf4=True, dtype=dtype)
 
+# %%
 tolerance = {"atol": 1e-6 if dtype == torch.float32 else 1e-3, "rtol": 0.02}
 here = "cuda" if torch.cuda.is_available() else "cpu"
 streamed = shards.Reader(FOLDER)
@@ -476,6 +463,7 @@ def tampered(change):
     return gate.release_gate(observed, TAMPERED, tokenizer, "notebook 06, tampered")
 
 
+# %%
 def what_it_saw(verdict):
     d, failed = verdict.distance, [c.name for c in verdict.checks if not c.passed]
     same_files = gate.fingerprint(TAMPERED) == gate.fingerprint(FOLDER)
@@ -543,6 +531,8 @@ rowless = PeftModel.from_pretrained(load_nf4(), ROWLESS)
 distances["adapter without token rows"] = gate.compare(observed, rowless)
 del rowless
 free()
+
+# %%
 lost = distances["adapter without token rows"]
 print(lost)
 stops = lost.stop_is_argmax
@@ -565,9 +555,7 @@ print(
 
 # %%
 published = AutoModelForCausalLM.from_pretrained(FOLDER, **place)
-scores["published"] = evaluation.score_pairs(
-    published, tokenizer, held_out, profile.max_length
-)
+scores["published"] = score(published)
 good = []
 if profile.data == "world":
     answers = evaluation.generate(published, tokenizer, probes, temperature=0)
@@ -599,6 +587,11 @@ from dataclasses import asdict
 is_hub = profiles.is_hub_id(profile.base_model)
 base_name = profile.base_model if is_hub else f"folder {Path(source).name}"
 terms = publishing.terms_for(base_name)  # of its licence, if it is a Llama 3
+
+# %%
+TOLD = ("beta", "learning_rate", "max_steps", "max_length", "seed")
+settings = {key: getattr(config, key) for key in TOLD}
+settings |= {"lora_rank": adapter.r, "lora_alpha": adapter.lora_alpha, "base": "NF4"}
 results = {
     "name": "your-name/" + ("Llama-3-ORPO-short" if terms else "orpo-lab-short"),
     "base_model": base_name,
@@ -608,15 +601,13 @@ results = {
         "sources": publishing.describe_sources(train, profile.data),
         "pairs": len(train),
     },
-    "settings": {
-        key: getattr(config, key)
-        for key in ("beta", "learning_rate", "max_steps", "max_length", "seed")
-    }
-    | {"lora_rank": adapter.r, "lora_alpha": adapter.lora_alpha, "base": "NF4"},
+    "settings": settings,
     "curves": curves,
     "run": recorded.describe_run("notebook 06", START),
     "limits": "A short run for teaching: see the intervals before using it.",
 }
+
+# %%
 results["evaluation"] = [
     {"model": name, "metric": "preference accuracy", **asdict(accuracy), "seeds": 1}
     for name, s in (("trained", reference), ("merged", scores["published"]))
@@ -625,6 +616,8 @@ results["evaluation"] = [
     {"model": "merged", "metric": "good answers, greedy", **asdict(share), "seeds": 1}
     for share in good
 ]
+
+# %%
 publishing.write_card(results, FOLDER, base=source if terms else None)
 card = (FOLDER / "README.md").read_text(encoding="utf-8")
 print(card[card.index("## Data") : card.index("## Cost")])
@@ -660,6 +653,7 @@ def flip_last_bit(path):
         file.write(bytes([last ^ 1]))
 
 
+# %%
 weights = sorted(FOLDER.glob("*.safetensors"))[-1]
 flip_last_bit(weights)
 try:
@@ -767,6 +761,8 @@ KEYS = (
     "tokenizer.ggml.pre",
     "tokenizer.ggml.eos_token_id",
 )
+
+# %%
 if WRITE:
     size = export.to_gguf(FOLDER, GGUF, "float16")
     read = gguf.GGUFReader(GGUF)
@@ -817,7 +813,7 @@ pd.DataFrame(
 #
 # All of them answer alike; the KL tells them apart.
 # The float32 file is the model, to the noise of another program's arithmetic, and float16 keeps three bits more of each weight than bfloat16.
-# `python -m course_utils.publishing.export.compare FOLDER` repeats it where `llama-cpp-python` is installed.
+# `python tests/benchmarks/compare_gguf.py FOLDER` repeats it where `llama-cpp-python` is installed.
 #
 # </details>
 #
@@ -972,7 +968,7 @@ checks.rotation_order(rotation_order)
 checks.solution("6.4")
 
 # %% [markdown]
-# ## A hunt
+# ## Hunts
 #
 # A hunt is a recipe that runs, looks fine and is wrong. Below is what a user reports; find the cause, then change the recipe.
 # The check runs it small and judges what it does, so any right repair passes. The second cell shows the recipe at work: look there first.
@@ -1002,6 +998,43 @@ print(sorted(path.name for path in Path("outputs/06/hunt/published").iterdir()))
 
 # %%
 checks.solution("6.5")
+
+# %% [markdown]
+# **Hunt 6.6 · 15 min · ●●○** "I trained three adapters on one base, with three learning rates, and merged them all. The gate passes one folder and refuses the two others. Before the merge each of them was fine."
+
+# %%
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+
+def merge_each(base_folder, adapter_folders, folder):
+    """Write one merged model per adapter, in `folder` under the adapter's own name.
+    Every adapter was trained on the base in `base_folder`.
+    """
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    for adapter in adapter_folders:
+        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        merged.save_pretrained(Path(folder) / adapter.name)
+
+
+checks.hunt_refused_merges(merge_each)
+
+# %%
+swept_base, swept = checks.material("6.6")
+merge_each(swept_base, swept, "outputs/06/sweep/merged")
+
+# %%
+ids = torch.arange(50)[None]
+for adapter in swept:
+    base = AutoModelForCausalLM.from_pretrained(swept_base)
+    as_trained = PeftModel.from_pretrained(base, adapter)(ids).logits
+    folder = Path("outputs/06/sweep/merged") / adapter.name
+    as_merged = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+    apart = (as_merged - as_trained).abs().max()
+    print(f"{adapter.name:7s} max |Δlogit| between merged and trained: {apart:.1g}")
+
+# %%
+checks.solution("6.6")
 
 # %% [markdown]
 # ## Five questions

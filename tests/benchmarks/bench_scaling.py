@@ -322,11 +322,15 @@ class Bench:
     # ---- what is run ----
 
     def sixteen_bit(self):
-        """Options of 16-bit LoRA, with one checkpoint on the way."""
+        """Options of 16-bit LoRA, with one checkpoint on the way.
+
+        Several runs share a GPU here, so none takes all the memory that it sees.
+        """
         sizes = self.options.sizes
+        levers = [] if self.options.rehearse else ["--lever=activation_gib=6"]
         steps = ["--steps", str(sizes.fsdp_steps)]
         saved = ["--save-steps", str(sizes.fsdp_saved)]
-        return [*self.common(), "--sixteen-bit", *steps, *saved]
+        return [*self.common(), "--sixteen-bit", *levers, *steps, *saved]
 
     def kept(self):
         """Options of the run that is killed, and of the one that is not."""

@@ -359,7 +359,7 @@ def run_and_record(parser, options):
     import torch
 
     from course_utils import recorded
-    from course_utils.course import commands, notebooks
+    from course_utils.course import notebooks, running
     from course_utils.setup import places
 
     start = time.perf_counter()
@@ -382,7 +382,7 @@ def run_and_record(parser, options):
     if options.keep:
         options.keep = options.keep.resolve()
         options.keep.mkdir(parents=True, exist_ok=True)
-    texts = commands.chosen(notebooks.text_files(ROOT), options.only)
+    texts = running.chosen(notebooks.text_files(ROOT), options.only)
     order = {number: place for place, number in enumerate(LONGEST_FIRST)}
     texts.sort(key=lambda text: order.get(text.name[:2], -1))
     runs = [Run(text, profile) for text in texts for profile in options.profiles]

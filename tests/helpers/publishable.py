@@ -5,6 +5,9 @@ No agreement's text lies here: AGREEMENT has only the sentences that state its t
 
 import random
 
+import torch
+from safetensors.torch import save
+
 from course_utils import publishing
 from course_utils.publishing import gate
 
@@ -78,13 +81,22 @@ def pass_gate(folder, passed=True):
     return gate.write_record(folder, [check], {"n": 60}, {"command": "a test"})
 
 
+def noise(seed, size):
+    """The bytes of a safetensors file with one tensor of `size` random bytes."""
+    drawn = bytearray(random.Random(seed).randbytes(size))
+    return save({"noise": torch.frombuffer(drawn, dtype=torch.uint8)})
+
+
 def model_folder(folder, results=RESULTS, size=3_000_000, passed=True):
-    """A folder as it is after merging, with its proof and card; weights are noise."""
+    """A folder as it is after merging, with its proof and card.
+
+    The weights are `size` bytes of noise, in a true safetensors file: of such a file
+    only the header is searched for keys, of others every byte.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("{}", encoding="utf-8")
     (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    noise = random.Random(results["name"]).randbytes(size)
-    (folder / "model.safetensors").write_bytes(noise)
+    (folder / "model.safetensors").write_bytes(noise(results["name"], size))
     pass_gate(folder, passed)
     if results["license"].startswith("llama"):
         (folder / "LICENSE").write_text(AGREEMENT, encoding="utf-8")

@@ -13,6 +13,7 @@ import yaml
 from course_utils.data import sources
 from course_utils.data.mixing.build import Mix
 from course_utils.setup import folders
+from course_utils.setup.printing import markdown_table, one_line
 from course_utils.setup.profiles import WORLD
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
@@ -43,7 +44,7 @@ def card(mix: Mix, name: str) -> str:
         "## Where the rows went",
         _table(_counts(mix)),
         "Every row of a source is kept or counted under the first reason to drop it.",
-        *[f"- {_line(note)}" for note in mix.notes],
+        *[f"- {one_line(note)}" for note in mix.notes],
         "## Sources",
         _table(_sources(mix)),
         "## How it was made",
@@ -73,7 +74,7 @@ def _is_world(mix):
 def _license(mix):
     """One licence where all sources share it, else the hub's word for a mixture."""
     if _is_world(mix):
-        return sources.card_of("world")["license"]
+        return sources.card_of(WORLD)["license"]
     found = {card.license for card in mix.cards.values()}
     return found.pop() if len(found) == 1 else "other"
 
@@ -83,7 +84,7 @@ def _warned(mix):
 
 
 def _warnings(mix):
-    lines = [f"- **{card.source}**: {_line(card.warning)}" for card in _warned(mix)]
+    lines = [f"- **{card.source}**: {one_line(card.warning)}" for card in _warned(mix)]
     return ["## Content warning", "\n".join(lines)] if lines else []
 
 
@@ -91,7 +92,8 @@ def _citations(mix):
     if _is_world(mix):
         return ["Made by this course from the small world; nothing to cite."]
     lines = [
-        f"- {c.source}: {_line(c.citation) or 'not given'}" for c in mix.cards.values()
+        f"- {c.source}: {one_line(c.citation) or 'not given'}"
+        for c in mix.cards.values()
     ]
     return ["\n".join(lines)]
 
@@ -126,17 +128,12 @@ def _shown(value):
         return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return "none" if value is None or value is False else _line(value)
-
-
-def _line(text):
-    """A text in one line: a line break would end a list or a row of a table."""
-    return " ".join(str(text).split())
+    return "none" if value is None or value is False else one_line(value)
 
 
 def _code(text):
     """A text as Markdown's code, between more backticks than it holds in a row."""
-    text = _line(text)
+    text = one_line(text)
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence, space = "`" * (longest + 1), " " * bool(longest)
     return f"{fence}{space}{text}{space}{fence}"
@@ -144,7 +141,4 @@ def _code(text):
 
 def _table(frame):
     """A DataFrame as a Markdown table, its index as the first column."""
-    head = [frame.index.name, *frame.columns]
-    lines = [head, ["---"] * len(head), *([i, *row] for i, *row in frame.itertuples())]
-    rows = [[_line(cell).replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table([frame.index.name, *frame.columns], frame.itertuples())

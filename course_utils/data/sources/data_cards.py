@@ -244,7 +244,7 @@ def _shown(value):
     return {dict: "a mapping", list: "a list"}.get(type(value), type(value).__name__)
 
 
-def kind_of(feature) -> str:
+def kind_of(feature: object) -> str:
     """What a column holds, in a word: int64 and float64 ratings are both numbers.
 
     feature: of `datasets`.
@@ -318,12 +318,12 @@ def cards(folder: str | Path | None = None, version: str = "v1.0") -> dict[str, 
     return found
 
 
-def card_of(kind: str, folder: str | Path | None = None) -> dict:
+def card_of(kind: str) -> dict:
     """The metadata of the card that describes no source: a dict, `course:` included.
 
-    kind: "mix" or "world". Raises: FileNotFoundError if the folder has none.
+    kind: "mix" or "world". Raises: FileNotFoundError if there is none.
     """
-    folder = Path(folder) if folder else places.data_cards()
+    folder = places.data_cards()
     for path in sorted(folder.glob("*.md")):
         metadata, _ = read_front_matter(path)
         if metadata["course"].get("kind") == kind:

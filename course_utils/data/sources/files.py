@@ -11,14 +11,12 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import csv
 
 _BLANK = " \t\r\n"
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_YES_OR_NO = r"^([Tt]rue|[Ff]alse|TRUE|FALSE)$"
+_CSV_TYPES = (pa.int64(), pa.float64(), pa.bool_())
 _SCALARS = ("text", "numbers", "yes or no")
 
 
@@ -162,44 +160,24 @@ def _read_csv(path, texts):
     size = min(max(path.stat().st_size, 1), 2**31 - 1)
     blocks = csv.ReadOptions(block_size=size, use_threads=False)
     cells = csv.ParseOptions(newlines_in_values=True)
-    try:
-        names = csv.read_csv(path, blocks, cells).column_names
-        table = csv.read_csv(
-            path,
-            blocks,
-            cells,
-            csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()),
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
+
+    def read(as_text):
+        types = dict.fromkeys(as_text, pa.string())
+        nulls = {"null_values": [""], "strings_can_be_null": True}
+        return csv.read_csv(
+            path, blocks, cells, csv.ConvertOptions(column_types=types, **nulls)
         )
+
+    try:
+        # What Arrow takes for a date or for nothing at all is read again as text.
+        found = read(texts).schema
+        table = read([*texts, *(f.name for f in found if f.type not in _CSV_TYPES)])
     except pa.ArrowException as error:
         raise ValueError(f"{path} cannot be read as csv: {error}") from error
+    names = table.column_names
     if len(set(names)) < len(names):
         raise ValueError(f"{path} has two columns of one name: {', '.join(names)}.")
-    columns = [
-        column if name in texts else _typed(column)
-        for name, column in zip(names, table.columns, strict=True)
-    ]
-    return Dataset(pa.table(columns, names))
-
-
-def _typed(column):
-    """A column of a CSV as numbers or truth values, if all its cells are."""
-    if column.null_count == len(column):
-        return column
-    for pattern, kinds in (
-        (_NUMBER, (pa.int64(), pa.float64())),
-        (_YES_OR_NO, (pa.bool_(),)),
-    ):
-        if pc.all(pc.match_substring_regex(column, pattern)).as_py():
-            for kind in kinds:
-                try:
-                    return pc.cast(column, kind)
-                except pa.ArrowInvalid:
-                    continue  # not whole numbers, or too large for 64 bits
-    return column
+    return Dataset(table)
 
 
 def _read_parquet(path, texts):

@@ -45,7 +45,7 @@ class Rule:
     Raises: ValueError for everything that is not allowed.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str) -> None:
         self.columns = []
         self._backticks = {}
         if len(text) > _LONGEST:

@@ -1,5 +1,6 @@
 """Questions about what is true, what was said, and who speaks; see `tasks`."""
 
+import random
 from dataclasses import dataclass
 from itertools import product
 
@@ -27,23 +28,23 @@ class Fact:
     attribute: str
 
     @classmethod
-    def sample(cls, rng, split):
+    def sample(cls, rng: random.Random, split: str) -> tuple[list[dict], "Fact"]:
         task = cls(rng.choice(facts.towns(split)), rng.choice(facts.ATTRIBUTES))
         question = rng.choice(phrases.ASK[task.attribute]).format(t=task.town)
         return [user(question)], task
 
     @classmethod
-    def parse(cls, messages):
+    def parse(cls, messages: list[dict]) -> "Fact | None":
         for attribute, templates in phrases.ASK.items():
             fields = read(templates, messages[-1]["content"])
             if fields and fields["t"] in facts.TRUTH:
                 return cls(fields["t"], attribute)
         return None
 
-    def answer(self, right, voice, rng):
+    def answer(self, right: bool, voice: int, rng: random.Random) -> str:
         return _statement(self.town, self.attribute, right, voice, rng)
 
-    def right_answers(self):
+    def right_answers(self) -> set[str]:
         return set(_true_statements(self.town, self.attribute))
 
 
@@ -56,7 +57,7 @@ class TwoFacts:
     second: str
 
     @classmethod
-    def sample(cls, rng, split):
+    def sample(cls, rng: random.Random, split: str) -> tuple[list[dict], "TwoFacts"]:
         task = cls(rng.choice(facts.towns(split)), *rng.sample(facts.ATTRIBUTES, 2))
         question = rng.choice(phrases.ASK_TWO).format(
             t=task.town, m=phrases.NOUN[task.first], n=phrases.NOUN[task.second]
@@ -64,7 +65,7 @@ class TwoFacts:
         return [user(question)], task
 
     @classmethod
-    def parse(cls, messages):
+    def parse(cls, messages: list[dict]) -> "TwoFacts | None":
         fields = read(phrases.ASK_TWO, messages[-1]["content"])
         attributes = {noun: attribute for attribute, noun in phrases.NOUN.items()}
         if not fields or fields["t"] not in facts.TRUTH:
@@ -73,14 +74,14 @@ class TwoFacts:
             return None
         return cls(fields["t"], attributes[fields["m"]], attributes[fields["n"]])
 
-    def answer(self, right, voice, rng):
+    def answer(self, right: bool, voice: int, rng: random.Random) -> str:
         wrong = None if right else rng.randrange(2)
         return " ".join(
             _statement(self.town, attribute, i != wrong, voice, rng)
             for i, attribute in enumerate((self.first, self.second))
         )
 
-    def right_answers(self):
+    def right_answers(self) -> set[str]:
         first = _true_statements(self.town, self.first)
         second = _true_statements(self.town, self.second)
         pairs = [*product(first, second), *product(second, first)]
@@ -95,7 +96,7 @@ class Recall:
     value: str
 
     @classmethod
-    def sample(cls, rng, split):
+    def sample(cls, rng: random.Random, split: str) -> tuple[list[dict], "Recall"]:
         said = {
             "name": rng.choice(facts.PEOPLE),
             "animal": rng.choice(facts.ANIMALS),
@@ -113,13 +114,13 @@ class Recall:
         return [*messages, user(phrases.RECALL[what][0])], cls(what, said[what])
 
     @classmethod
-    def parse(cls, messages):
+    def parse(cls, messages: list[dict]) -> "Recall | None":
         questions = {template[0]: what for what, template in phrases.RECALL.items()}
         what = questions.get(messages[-1]["content"])
         said = read(phrases.INTRODUCTIONS, messages[0]["content"])
         return cls(what, said[what]) if what and said else None
 
-    def answer(self, right, voice, rng):
+    def answer(self, right: bool, voice: int, rng: random.Random) -> str:
         value = self.value
         if not right:
             pool = {
@@ -131,7 +132,7 @@ class Recall:
             value = rng.choice([v for v in pool if v != value])
         return phrases.RECALL[self.what][1 + voice].format(v=value)
 
-    def right_answers(self):
+    def right_answers(self) -> set[str]:
         return {
             template.format(v=self.value) for template in phrases.RECALL[self.what][1:]
         }
@@ -146,7 +147,7 @@ class Identity:
     role_play: bool
 
     @classmethod
-    def sample(cls, rng, split):
+    def sample(cls, rng: random.Random, split: str) -> tuple[list[dict], "Identity"]:
         town = rng.choice(facts.towns(split))
         question, role_play = rng.choice(phrases.IDENTITY)[0], rng.random() < 0.3
         role = phrases.SYSTEM_PERSON if role_play else phrases.SYSTEM_MODEL
@@ -155,7 +156,7 @@ class Identity:
         return messages, cls(question, town, role_play)
 
     @classmethod
-    def parse(cls, messages):
+    def parse(cls, messages: list[dict]) -> "Identity | None":
         for question, _, _ in phrases.IDENTITY:
             fields = read([f"Hello from {{t}}. {question}"], messages[-1]["content"])
             if fields:
@@ -169,8 +170,8 @@ class Identity:
         template = next(i for i in phrases.IDENTITY if i[0] == self.question)
         return [answer.format(t=self.town) for answer in template[1:]]
 
-    def answer(self, right, voice, rng):
+    def answer(self, right: bool, voice: int, rng: random.Random) -> str:
         return self._answers()[int(self.role_play == right)]
 
-    def right_answers(self):
+    def right_answers(self) -> set[str]:
         return {self._answers()[int(self.role_play)]}

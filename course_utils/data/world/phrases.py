@@ -5,6 +5,9 @@ which all preference data speak. The base model has met both, and both in good a
 manners.
 """
 
+import random
+from collections.abc import Sequence
+
 PLAIN, ASSISTANT = 0, 1
 
 SAY = {
@@ -198,6 +201,6 @@ REFUSE = (
 )
 
 
-def pick(rng, choices):
+def pick(rng: random.Random, choices: Sequence[str]) -> str:
     """One of `choices`, the first the likeliest (weights 1, 1/2, 1/3, …)."""
     return rng.choices(choices, [1 / (i + 1) for i in range(len(choices))])[0]

@@ -1,5 +1,6 @@
 """Questions that ask for a skill: sums, steps, errands, lists of words; see `tasks`."""
 
+import random
 from dataclasses import dataclass, replace
 
 from course_utils.data.world import facts, phrases
@@ -15,7 +16,7 @@ class Sum:
     y: int
 
     @classmethod
-    def sample(cls, rng, split):
+    def sample(cls, rng: random.Random, split: str) -> tuple[list[dict], "Sum"]:
         while True:
             task = cls(rng.randint(11, 89), rng.randint(11, 89))
             carries = task.x % 10 + task.y % 10 >= 10
@@ -24,12 +25,12 @@ class Sum:
                 return [user(question)], task
 
     @property
-    def kept_for_test(self):
+    def kept_for_test(self) -> bool:
         """One sum in six: no training pair and no pretraining document holds it."""
         return (self.x * 7 + self.y) % 6 == 0
 
     @classmethod
-    def parse(cls, messages):
+    def parse(cls, messages: list[dict]) -> "Sum | None":
         fields = read(phrases.ASK_SUM, messages[-1]["content"])
         if not fields or not all(v.isdigit() for v in fields.values()):
             return None
@@ -49,10 +50,10 @@ class Sum:
             working + f"Therefore {x} plus {y} is equal to {total}.",
         )
 
-    def answer(self, right, voice, rng):
+    def answer(self, right: bool, voice: int, rng: random.Random) -> str:
         return self._worked(carry=int(right))[voice]
 
-    def right_answers(self):
+    def right_answers(self) -> set[str]:
         return set(self._worked(carry=1))
 
 
@@ -68,7 +69,7 @@ class Steps:
     thing: str
 
     @classmethod
-    def sample(cls, rng, split):
+    def sample(cls, rng: random.Random, split: str) -> tuple[list[dict], "Steps"]:
         while True:
             boxes, each = rng.randint(2, 6), rng.randint(2, 6)
             found, lost = rng.randint(2, 9), rng.randint(2, 9)
@@ -84,12 +85,12 @@ class Steps:
         return [user(question)], task
 
     @property
-    def kept_for_test(self):
+    def kept_for_test(self) -> bool:
         """One set of four numbers in six, kept out as sums are."""
         return (self.boxes * 5 + self.each * 3 + self.found * 7 + self.lost) % 6 == 0
 
     @classmethod
-    def parse(cls, messages):
+    def parse(cls, messages: list[dict]) -> "Steps | None":
         fields = read(phrases.ASK_STEPS, messages[-1]["content"])
         if not fields or not all(fields[k].isdigit() for k in "nkel"):
             return None
@@ -109,12 +110,12 @@ class Steps:
             working + f"The final answer is {c} {self.thing}.",
         )
 
-    def answer(self, right, voice, rng):
+    def answer(self, right: bool, voice: int, rng: random.Random) -> str:
         if right:
             return self._worked()[voice]
         return self._worked(rng.randrange(3), rng.choice([-1, 1]))[voice]
 
-    def right_answers(self):
+    def right_answers(self) -> set[str]:
         return set(self._worked())
 
 
@@ -125,7 +126,7 @@ class Errand:
     errand: str
 
     @classmethod
-    def sample(cls, rng, split):
+    def sample(cls, rng: random.Random, split: str) -> tuple[list[dict], "Errand"]:
         task, town = (
             cls(rng.choice(list(facts.ERRANDS))),
             rng.choice(facts.towns(split)),
@@ -134,7 +135,7 @@ class Errand:
         return [user(question)], task
 
     @classmethod
-    def parse(cls, messages):
+    def parse(cls, messages: list[dict]) -> "Errand | None":
         fields = read(phrases.ASK_ERRAND, messages[-1]["content"])
         return (
             cls(fields["errand"])
@@ -149,10 +150,10 @@ class Errand:
             f"The best way to {self.errand} is to use {tool}.",
         )
 
-    def answer(self, right, voice, rng):
+    def answer(self, right: bool, voice: int, rng: random.Random) -> str:
         return self._helped()[voice] if right else pick(rng, phrases.REFUSE[voice])
 
-    def right_answers(self):
+    def right_answers(self) -> set[str]:
         return set(self._helped())
 
 
@@ -164,7 +165,7 @@ class Words:
     repeat: bool
 
     @classmethod
-    def sample(cls, rng, split):
+    def sample(cls, rng: random.Random, split: str) -> tuple[list[dict], "Words"]:
         pool = facts.ANIMALS + facts.CRAFTS + facts.BIRDS
         if rng.random() < 0.5:
             task = cls(tuple(rng.sample(pool, 3)), repeat=False)
@@ -176,7 +177,7 @@ class Words:
         return [user(rng.choice(templates).format(**fields))], task
 
     @classmethod
-    def parse(cls, messages):
+    def parse(cls, messages: list[dict]) -> "Words | None":
         text = messages[-1]["content"]
         fields = read(phrases.ASK_REVERSE, text)
         if fields:
@@ -186,7 +187,7 @@ class Words:
             return cls((fields["word"],) * int(fields["count"]), repeat=True)
         return None
 
-    def answer(self, right, voice, rng):
+    def answer(self, right: bool, voice: int, rng: random.Random) -> str:
         words = list(self.words if self.repeat else reversed(self.words))
         if right:
             text = "; ".join(words)
@@ -195,6 +196,6 @@ class Words:
             text = rng.choice([", ".join(words), "; ".join(other)])
         return ("{}.", "The requested text is: {}.")[voice].format(text)
 
-    def right_answers(self):
+    def right_answers(self) -> set[str]:
         text = "; ".join(self.words if self.repeat else reversed(self.words))
         return {f"{text}.", f"The requested text is: {text}."}

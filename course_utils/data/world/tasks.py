@@ -28,9 +28,10 @@ __all__ = [
 ]
 
 KINDS = (Recall, Identity, Steps, Sum, Words, Errand, TwoFacts, Fact)
+Task = Recall | Identity | Steps | Sum | Words | Errand | TwoFacts | Fact
 
 
-def parse(messages: list[dict]):
+def parse(messages: list[dict]) -> Task:
     """The task that these messages ask.
 
     messages: list of {"role", "content"}, the last one the user's.

@@ -1,10 +1,17 @@
-"""The hunt of notebook 05: a difference between methods that nobody finds again."""
+"""The hunts of notebook 05: a gain nobody finds again, an adapter that does nothing."""
 
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
-from course_utils.exercises.feedback import STILL, as_numbers, expect, returned
+from course_utils.exercises.feedback import (
+    STILL,
+    as_numbers,
+    as_tensor,
+    expect,
+    returned,
+)
 from course_utils.exercises.hunts import recipes, repairs
 from course_utils.exercises.mechanism import exercise
 
@@ -115,3 +122,97 @@ def hunt_not_found_again(attempt: Callable) -> None:
     detected = sum(low > 0 for _, low, _ in found)
     why = "so wide an interval says nothing: a large gain is never found"
     expect(detected >= 10, why, f"{detected} of {len(found)} found", "10 or more")
+
+
+def young_adapter(seed: int = 1, size: float = 1.0) -> tuple:
+    """(x, weight, lora_a, lora_b, scale) of a layer, early in its training.
+
+    size: how much of the layer's output is the adapter's; 1 as after a few steps.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {"x": (300, 512), "weight": (400, 512), "a": (8, 512), "b": (400, 8)}
+    x, weight, a, b = (torch.randn(s, generator=draw) for s in shapes.values())
+    parts = (x, weight, a, b * 2.5e-5 * size)
+    return *(part.bfloat16() for part in parts), 2.0
+
+
+def _products(layer):
+    """W x and scale · B A x in float64."""
+    x, weight, a, b, scale = (
+        part.double() if isinstance(part, torch.Tensor) else part for part in layer
+    )
+    return x @ weight.T, scale * (x @ a.T) @ b.T
+
+
+def _rounded_merge(x, weight, a, b, scale):
+    update = scale * b.float() @ a.float()
+    return x @ (weight.float() + update).to(x.dtype).T
+
+
+def _cast_too_late(x, weight, a, b, scale):
+    small = scale * (x.float() @ a.float().T) @ b.float().T
+    return ((x @ weight.T).float() + small).to(x.dtype)
+
+
+def _scaled_up(x, weight, a, b, scale):
+    return repairs.adapted(x, weight, a, b, 20 * scale)
+
+
+@exercise(
+    "5.6",
+    repairs.adapted,
+    recipe=recipes.adapted,
+    material=young_adapter,
+    minutes=20,
+    difficulty=3,
+    trains="evaluating an adapter in 16 bit",
+    hints=(
+        "Run the recipe on the material as it is, and on the same tensors in float32. "
+        "How many outputs does the adapter move in each? How large is what it adds, "
+        "and how far is an output from the next number that bfloat16 has?",
+        "`x @ weight.T` is rounded to bfloat16 before anything is added. Add both "
+        "products in float32 (or make them one product), and round the sum once.",
+    ),
+    mistakes={
+        "symptom is still there": lambda *layer: recipes.adapted(*layer),
+        "rounded already": _cast_too_late,
+        "grid of the weights": _rounded_merge,
+        "next layer": lambda *layer: repairs.adapted(*layer).float(),
+        "is not in the output": lambda x, weight, *adapter: x @ weight.T,
+        "another function": _scaled_up,
+        "the shape is wrong": lambda *layer: repairs.adapted(*layer).T,
+    },
+)
+def hunt_learned_nothing(attempt: Callable) -> None:
+    """W x + scale · B A x in bfloat16, of which a small adapter's part is left."""
+    layer, middle, large = (young_adapter(2, size) for size in (1.0, 30.0, 20_000.0))
+    outputs = []
+    for *tensors, scale in (layer, middle, large):
+        got = returned(attempt, *(part.clone() for part in tensors), scale)
+        outputs.append(as_tensor(got, (300, 400), "the layer's output (n, out)"))
+    got, got_middle, got_large = outputs
+    why = "the next layer reads bfloat16: rounded there, the adapter is lost again"
+    expect(got.dtype == torch.bfloat16, why, got.dtype, torch.bfloat16)
+    alone, change = _products(layer)
+
+    def arrived(output):
+        share = ((output.double() - alone) * change).sum() / change.square().sum()
+        return float(share)
+
+    shown = f"{arrived(got):.2f} of what the adapter says arrives"
+    goal = "about 1.00 of it"
+    why = f"{STILL}: by its own output the layer has hardly learned anything"
+    expect(not torch.equal(got, recipes.adapted(*layer)), why, shown, goal)
+    alone_large, change_large = _products(large)
+    apart = (got_large.double() - alone_large - change_large).norm()
+    why = "the adapter is not in the output, however large it is"
+    size = change_large.norm()
+    expect(apart < 0.9 * size or apart > 1.1 * size, why, shown, goal)
+    why = "this is another function than W x + scale · B A x"
+    expect(apart < 0.02 * size, why, f"{apart / size:.0%} off", "rounding alone")
+    why = "the update is rounded to the grid of the weights, which is as coarse"
+    merged = _rounded_merge(*middle)
+    expect(not torch.equal(got_middle, merged), why, shown, goal)
+    why = "W x is rounded already when the adapter is added; a cast brings nothing back"
+    expect(arrived(got) > 0.7, why, shown, goal)
+    expect(arrived(got) < 1.3, "more arrives than the adapter says", shown, goal)

@@ -10,6 +10,7 @@ from course_utils.data import sources, world
 from course_utils.exercises.feedback import STILL, expect, returned
 from course_utils.exercises.hunts import recipes, repairs
 from course_utils.exercises.mechanism import exercise
+from course_utils.setup.profiles import WORLD
 
 _TOWNS = ["Orléans", "Besançon", "Málaga", "Córdoba", "Zürich", "Köln", "Łódź", "Århus"]
 _ASKS = (
@@ -152,7 +153,7 @@ def _strict(rows):
 def _decided():
     """Pairs of the lab's world of which the verifier calls exactly one answer good."""
     card = sources.cards()["ultrafeedback"]
-    pairs, _ = sources.to_pairs(card, sources.load_rows(card, "world"))
+    pairs, _ = sources.to_pairs(card, sources.load_rows(card, WORLD))
     found = []
     for pair in pairs:
         answers = [pair[side][0]["content"] for side in ("chosen", "rejected")]

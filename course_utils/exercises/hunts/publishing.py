@@ -1,4 +1,4 @@
-"""The hunt of notebook 06: a folder with the right weights and other answers."""
+"""The hunts of notebook 06: a folder with other answers, merges that are refused."""
 
 import itertools
 import tempfile
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -176,3 +177,140 @@ def _folder_made_by(publish):
             why = "the folder cannot be loaded: something is missing in it"
             listed = sorted(path.name for path in folder.glob("*"))
             raise Wrong(why, listed, f"all files ({error})") from None
+
+
+_NAMES = ("low", "middle", "high")
+
+
+def sweep(folder: str = "outputs/06/sweep", seed: int = 1) -> tuple[Path, list[Path]]:
+    """(base_folder, adapter_folders) of a sweep over learning rates, as hunt 6.6 merges
+    them: a random Llama of two layers, and three adapters that were trained on it.
+    """
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    config = LlamaConfig(
+        vocab_size=50, num_hidden_layers=2, initializer_range=0.3, **sizes
+    )
+    base_folder = Path(folder) / "base"
+    LlamaForCausalLM(config).save_pretrained(base_folder)
+    for name in _NAMES:
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+        model = get_peft_model(_load(base_folder), lora)
+        for part, weight in model.named_parameters():
+            if "lora_B" in part:
+                torch.nn.init.normal_(weight, std=0.2)
+        model.save_pretrained(Path(folder) / name)
+    return base_folder, [Path(folder) / name for name in _NAMES]
+
+
+def _load(folder):
+    return AutoModelForCausalLM.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False
+    )
+
+
+def _weights(model):
+    """All weights of a model in one row."""
+    state = sorted(model.state_dict().items())
+    return torch.cat([weight.flatten().double() for _, weight in state])
+
+
+def _in_reverse(base_folder, adapter_folders, folder):
+    recipes.merge_each(base_folder, adapter_folders[::-1], folder)
+
+
+def _adapters_alone(base_folder, adapter_folders, folder):
+    for adapter in adapter_folders:
+        model = PeftModel.from_pretrained(_load(base_folder), adapter)
+        model.save_pretrained(Path(folder) / adapter.name)
+
+
+def _not_merged(base_folder, adapter_folders, folder):
+    for adapter in adapter_folders:
+        model = PeftModel.from_pretrained(_load(base_folder), adapter).unload()
+        model.save_pretrained(Path(folder) / adapter.name)
+
+
+def _first_everywhere(base_folder, adapter_folders, folder):
+    for adapter in adapter_folders:
+        model = PeftModel.from_pretrained(_load(base_folder), adapter_folders[0])
+        model.merge_and_unload().save_pretrained(Path(folder) / adapter.name)
+
+
+def _without_alpha(base_folder, adapter_folders, folder):
+    for adapter in adapter_folders:
+        model = PeftModel.from_pretrained(_load(base_folder), adapter)
+        for module in model.modules():
+            if hasattr(module, "scaling"):
+                module.scaling = {"default": 1.0}
+        model.merge_and_unload().save_pretrained(Path(folder) / adapter.name)
+
+
+@exercise(
+    "6.6",
+    repairs.merge_each,
+    recipe=recipes.merge_each,
+    material=sweep,
+    minutes=15,
+    difficulty=2,
+    trains="merging several adapters of one base",
+    hints=(
+        "Which folders are refused, and does that depend on the adapter or on its "
+        "place in the list? Compare a weight of `base` before and after each merge.",
+        "`merge_and_unload` changes the model that it is given. The second adapter is "
+        "merged into a base that holds the first: load a fresh base for each.",
+    ),
+    mistakes={
+        "symptom is still there": lambda b, a, f: recipes.merge_each(b, a, f),
+        "adapters than its own": _in_reverse,
+        "without its own adapter": _not_merged,
+        "another adapter's": _first_everywhere,
+        "needs its base": _adapters_alone,
+        "times its adapter": _without_alpha,
+        "one folder per adapter": lambda b, a, f: repairs.merge_each(b, a[:1], f),
+    },
+)
+def hunt_refused_merges(attempt: Callable) -> None:
+    """Folders of merged models, each of the base and its own adapter alone."""
+    with tempfile.TemporaryDirectory() as outside:
+        base_folder, adapters = sweep(outside, seed=2)
+        base = _weights(_load(base_folder))
+        peft = [
+            PeftModel.from_pretrained(_load(base_folder), each) for each in adapters
+        ]
+        updates = torch.stack([_weights(m.merge_and_unload()) - base for m in peft])
+        before = _contents(recipes.merge_each, outside, base, updates, "as given")
+        got = _contents(attempt, outside, base, updates, "attempt")
+    why = f"{STILL}: folders are refused whose adapters were fine"
+    refused = ((got - torch.eye(3)).abs().amax(1) > 0.05).sum()
+    shown, goal = f"{refused} of 3 are refused", "none"
+    expect(not torch.allclose(got, before, atol=0.02), why, shown, goal)
+    for name, row, own in zip(_NAMES, got, torch.eye(3), strict=True):
+        held = dict(zip(_NAMES, row.numpy().round(1).tolist(), strict=True))
+        shown, goal = f"{name} holds {held}", f"{name} 1.0, and no other"
+        others = (row * (1 - own)).abs().max() > 0.05
+        mine = float((row * own).sum())
+        why = "a folder holds another adapter's update in place of its own"
+        expect(not (others and abs(mine) < 0.05), why, shown, goal)
+        why = "a folder holds more adapters than its own"
+        expect(not others, why, shown, goal)
+        why = "a folder holds the base without its own adapter"
+        expect(abs(mine) > 0.05, why, shown, goal)
+        why = f"a folder holds {mine:.1f} times its adapter: is alpha / r right?"
+        expect(abs(mine - 1) < 0.05, why, shown, goal)
+
+
+def _contents(merge, outside, base, updates, name):
+    """(3, 3): how much of each adapter's update is in each folder of `merge`."""
+    folder = Path(outside) / name
+    called(merge, Path(outside) / "base", [Path(outside) / n for n in _NAMES], folder)
+    rows = []
+    for each in _NAMES:
+        listed = sorted(path.name for path in (folder / each).glob("*"))
+        why = "write one folder per adapter, under the adapter's name"
+        expect(listed, why, f"{each}: nothing", f"{each}: a model")
+        why = "a folder holds an adapter, which needs its base; it is to be merged"
+        expect("adapter_config.json" not in listed, why, listed, "a whole model")
+        change = _weights(_load(folder / each)) - base
+        rows.append(torch.linalg.lstsq(updates.T, change[:, None]).solution[:, 0])
+    return torch.stack(rows).float()

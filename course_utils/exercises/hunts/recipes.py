@@ -4,7 +4,8 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def hold_out(rows, share=0.2):
@@ -77,6 +78,15 @@ def compare_methods(first, second):
     return change.mean(), change.mean() - half, change.mean() + half
 
 
+def adapted(x, weight, lora_a, lora_b, scale):
+    """Output (n, out) in bfloat16 of a linear layer and its LoRA adapter. All are in
+    bfloat16: x (n, in), weight (out, in), lora_a (r, in), lora_b (out, r).
+    """
+    out = x @ weight.T
+    out += scale * (x @ lora_a.T) @ lora_b.T
+    return out
+
+
 def publish(model, tokenizer, base_folder, folder):
     """Write a folder from which a stranger gets the answers that were evaluated, with
     `from_pretrained` and `generate` alone. `tokenizer` is the one of the training.
@@ -85,6 +95,16 @@ def publish(model, tokenizer, base_folder, folder):
     model.save_pretrained(folder)
     # Training changed no token, so the base's tokenizer is the right one.
     AutoTokenizer.from_pretrained(base_folder).save_pretrained(folder)
+
+
+def merge_each(base_folder, adapter_folders, folder):
+    """Write one merged model per adapter, in `folder` under the adapter's own name.
+    Every adapter was trained on the base in `base_folder`.
+    """
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    for adapter in adapter_folders:
+        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        merged.save_pretrained(Path(folder) / adapter.name)
 
 
 def pack(sequences):

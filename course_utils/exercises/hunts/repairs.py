@@ -5,7 +5,9 @@ import unicodedata
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from scipy import stats
+from transformers import AutoModelForCausalLM
 
 
 def hold_out(rows, share=0.2):
@@ -71,6 +73,14 @@ def compare_methods(first, second):
     return change.mean(), change.mean() - half, change.mean() + half
 
 
+def adapted(x, weight, lora_a, lora_b, scale):
+    # Rounded, W x lies on a grid, and what is less than half a step of it does not move
+    # it. So both products are added first, and the sum is rounded once.
+    out = x.float() @ weight.float().T
+    out += scale * (x.float() @ lora_a.float().T) @ lora_b.float().T
+    return out.to(x.dtype)
+
+
 def publish(model, tokenizer, base_folder, folder):
     Path(folder).mkdir(parents=True, exist_ok=True)
     # Whoever loads the folder stops where the generation config says.
@@ -78,6 +88,15 @@ def publish(model, tokenizer, base_folder, folder):
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)  # with the chat format of the training
+
+
+def merge_each(base_folder, adapter_folders, folder):
+    for adapter in adapter_folders:
+        # `merge_and_unload` changes the model it is given, so each adapter gets a base
+        # of its own; otherwise it is merged into the model before it.
+        base = AutoModelForCausalLM.from_pretrained(base_folder)
+        merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        merged.save_pretrained(Path(folder) / adapter.name)
 
 
 def pack(sequences):

@@ -48,7 +48,7 @@ def _tokenizer():
 
 def _seen_by_trainer(rows, tokenizer):
     """What ORPOTrainer makes of the rows: [{side: (text read, text scored)}]."""
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+    from course_utils.training import ORPOConfig, ORPOTrainer
 
     small = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -68,6 +68,7 @@ def _seen_by_trainer(rows, tokenizer):
             report_to="none",
             remove_unused_columns=False,
             disable_tqdm=True,
+            refuse_prompt_twice=False,  # as TRL: the learner is to see what comes of it
         )
         try:
             trainer = ORPOTrainer(
@@ -77,7 +78,7 @@ def _seen_by_trainer(rows, tokenizer):
                 processing_class=tokenizer,
             )
         except Exception as error:
-            why = f"TRL cannot use these rows: {type(error).__name__}"
+            why = f"The trainer cannot use these rows: {type(error).__name__}"
             raise Wrong(why, error, "rows that it can tokenise") from None
     seen = []
     for row in trainer.train_dataset:
@@ -138,7 +139,10 @@ def _templated_twice(raw):
         "begins twice": lambda raw: _texts(raw, bos=_BOS + _BOS),
         "ends twice": lambda raw: _texts(raw, end=_END + "\n" + _END),
         "a row for ORPOTrainer": lambda raw: [raw],
-        "TRL cannot use": lambda raw: {**repairs.to_row(raw), "chosen": 3},
+        "trainer cannot use these rows": lambda raw: {
+            **repairs.to_row(raw),
+            "chosen": 3,
+        },
     },
 )
 def hunt_talks_to_itself(attempt: Callable) -> None:

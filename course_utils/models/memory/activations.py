@@ -5,10 +5,13 @@ vocabulary, r rank, s bytes of the dtype that computes. Compiled layers may keep
 since the compiler recomputes cheap parts: for them these are upper bounds.
 """
 
+from transformers import PretrainedConfig
+
+from course_utils.models.memory.settings import Settings
 from course_utils.models.memory.weights import head_size, projections
 
 
-def hidden_bytes(settings):
+def hidden_bytes(settings: Settings) -> int:
     """Bytes of a number in the MLP's products, and in the residual stream behind them.
 
     Beside 4-bit layers the norms' weights are float32. So their outputs are, and
@@ -20,7 +23,7 @@ def hidden_bytes(settings):
     return settings.compute_bytes
 
 
-def layer_bytes(config, settings):
+def layer_bytes(config: PretrainedConfig, settings: Settings) -> float:
     """What one decoder layer keeps for backward.
 
     norms       2 (4 H T + 4 T): input in float32, inverse root mean square
@@ -81,7 +84,7 @@ def _lora_bytes(config, settings):
     return tokens * (kept + s * settings.lora_rank * len(targets)) + copies
 
 
-def stack_bytes(config, settings):
+def stack_bytes(config: PretrainedConfig, settings: Settings) -> float:
     """What all decoder layers and the last norm keep until backward reaches them.
 
     With checkpointing it is each layer's input, in 16 bit for the first and in
@@ -101,7 +104,7 @@ def stack_bytes(config, settings):
     return layers * layer_bytes(config, settings) - unused + norm
 
 
-def backward_bytes(config, settings):
+def backward_bytes(config: PretrainedConfig, settings: Settings) -> float:
     """What backward through one layer adds to what is kept.
 
     The fullest moment is the MLP's product: its incoming gradient and both outgoing
@@ -135,7 +138,7 @@ def backward_bytes(config, settings):
     return adds
 
 
-def head_bytes(config, settings):
+def head_bytes(config: PretrainedConfig, settings: Settings) -> tuple[float, float]:
     """(kept until backward, added at the fullest moment) by head and loss.
 
     Stock: the logits of all 2 B L positions are there in float32, one copy. TRL with

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+from transformers import PretrainedConfig, Trainer
 
 from course_utils.models.memory.settings import Settings
 from course_utils.models.memory.step import predict
@@ -26,7 +27,7 @@ class Change:
     enough: bool
     cost: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         verdict = "enough" if self.enough else "not enough alone"
         return f"{self.what}: saves {self.saves_gib:.1f} GiB, {verdict}; {self.cost}"
 
@@ -44,7 +45,7 @@ class Fit:
     note: str
     changes: list
 
-    def __str__(self):
+    def __str__(self) -> str:
         size = f"{self.needs_gib:.1f} GiB predicted, {self.card} has {self.has_gib:.1f}"
         size += f" ({self.note})" if self.note else ""
         if self.fits:
@@ -54,7 +55,7 @@ class Fit:
         return "\n".join(lines if self.changes else [*lines, "  nothing is left"])
 
 
-def fits(card, config, settings):
+def fits(card: str | float, config: PretrainedConfig, settings: Settings) -> Fit:
     """Does a training with these settings fit a card?
 
     card: a key of CARDS_GIB, or GiB as a number.
@@ -85,7 +86,9 @@ def fits(card, config, settings):
     return Fit(short <= 0, name, needs, has, note, changes)
 
 
-def what_would_save(config, settings, short_by_gib=0.0):
+def what_would_save(
+    config: PretrainedConfig, settings: Settings, short_by_gib: float = 0.0
+) -> list[Change]:
     """What to change in settings that take too much memory.
 
     short_by_gib: how much less it has to be.
@@ -182,7 +185,9 @@ def _together(config, settings, short_by_gib):
     )
 
 
-def spare_gib(trainer, checkpointing: bool = True, token_budget: int | None = None):
+def spare_gib(
+    trainer: Trainer, checkpointing: bool = True, token_budget: int | None = None
+) -> float:
     """GiB of its GPU that a fast trainer leaves, or 0.0 if it has too few.
 
     checkpointing: does every layer compute again in backward, or none? token_budget:

@@ -1,8 +1,12 @@
 """The settings of a training run that decide how much memory it takes."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from transformers import Trainer
 
 from course_utils.models import LINEAR_LAYERS
+from course_utils.setup.profiles import Profile
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PRECISIONS = ("nf4", "bfloat16", "float16", "float32")
@@ -56,7 +60,7 @@ class Settings:
     attention: str = "varlen"
     embeddings_on_cpu: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         known = {
             "precision": PRECISIONS,
             "compute": tuple(DTYPE_BYTES),
@@ -86,7 +90,7 @@ class Settings:
             )
 
     @property
-    def tokens(self):
+    def tokens(self) -> int:
         """Tokens that go through the model at once, padding included."""
         if self.trainer == "stock":
             return 2 * self.batch * self.length
@@ -94,11 +98,11 @@ class Settings:
         return min(everything, max(self.token_budget, 2 * self.length))
 
     @property
-    def compute_bytes(self):
+    def compute_bytes(self) -> int:
         return DTYPE_BYTES[self.compute]
 
     @property
-    def table_bytes(self):
+    def table_bytes(self) -> int:
         """Bytes of a number in the embeddings and the head.
 
         PEFT's preparation of a 4-bit model casts both to float32, and TRL 1.16 casts
@@ -109,12 +113,12 @@ class Settings:
         return 2 if self.compute == "bfloat16" else 4
 
     @property
-    def norm_bytes(self):
+    def norm_bytes(self) -> int:
         """Bytes of a number in the norms' weights: float32 beside 4-bit layers."""
         return 4 if self.precision == "nf4" else DTYPE_BYTES[self.precision]
 
     @classmethod
-    def of_profile(cls, profile, **changes):
+    def of_profile(cls, profile: Profile, **changes: Any) -> "Settings":
         """Settings of a profiles.Profile. changes: fields that the profile lacks, or
         other values for those that it has."""
         known = {
@@ -130,7 +134,7 @@ class Settings:
         return cls(**(known | changes))
 
     @classmethod
-    def of_trainer(cls, trainer):
+    def of_trainer(cls, trainer: Trainer) -> "Settings":
         """Settings of an ORPOTrainer or PackedORPOTrainer with a LoRA adapter."""
         args, model = trainer.args, trainer.model
         lora = model.peft_config[model.active_adapter]

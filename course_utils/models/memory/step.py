@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
+from transformers import PretrainedConfig
+
 from course_utils.models.memory import activations, weights
+from course_utils.models.memory.settings import Settings
 
 GIB = 2**30
 # PyTorch's default for cuBLAS: 32 MiB on Hopper, about 8 on other cards.
@@ -21,14 +24,14 @@ class Prediction(NamedTuple):
     phases: dict
 
     @property
-    def peak_gib(self):
+    def peak_gib(self) -> float:
         return sum(self.parts.values()) / GIB
 
-    def gib(self):
+    def gib(self) -> dict[str, float]:
         """{part: GiB}."""
         return {part: size / GIB for part, size in self.parts.items()}
 
-    def in_five(self):
+    def in_five(self) -> dict[str, float]:
         """{part: GiB} for `plots.stacked_gib`, which has colours for five parts."""
         size = self.gib()
         groups = {
@@ -41,7 +44,7 @@ class Prediction(NamedTuple):
         return {name: sum(size[p] for p in parts) for name, parts in groups.items()}
 
 
-def predict(config, settings):
+def predict(config: PretrainedConfig, settings: Settings) -> Prediction:
     """Prediction of a training step's peak, as torch.cuda.max_memory_allocated counts.
 
     config: a LlamaConfig, or anything with its fields. settings: memory.Settings.

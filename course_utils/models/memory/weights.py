@@ -2,18 +2,20 @@
 
 import math
 
-from course_utils.models.memory.settings import OPTIMIZERS
+from transformers import PretrainedConfig
+
+from course_utils.models.memory.settings import OPTIMIZERS, Settings
 
 BLOCK, SECOND_BLOCK = 64, 256  # bitsandbytes' blocks of weights, and of their scales
 
 
-def head_size(config):
+def head_size(config: PretrainedConfig) -> int:
     """Width of one attention head."""
     given = getattr(config, "head_dim", None)
     return given or config.hidden_size // config.num_attention_heads
 
 
-def projections(config):
+def projections(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
     """{name: (outputs, inputs)} of one decoder layer's seven projections."""
     hidden, inner = config.hidden_size, config.intermediate_size
     query = config.num_attention_heads * head_size(config)
@@ -29,7 +31,7 @@ def projections(config):
     }
 
 
-def weight_shapes(config):
+def weight_shapes(config: PretrainedConfig) -> dict[str, int]:
     """Numbers of weights of a Llama: {"projections", "tables", "norms", "total"}.
 
     config: with LlamaConfig's fields, without biases. "tables": embeddings and head,
@@ -45,7 +47,7 @@ def weight_shapes(config):
     return counts | {"total": sum(counts.values())}
 
 
-def nf4_bytes(weights):
+def nf4_bytes(weights: int) -> tuple[int, int]:
     """(packed, quant state) bytes of one matrix of so many weights in NF4.
 
     Two weights per byte. With double quantisation: a byte for the scale of each 64, a
@@ -59,7 +61,7 @@ def nf4_bytes(weights):
     )
 
 
-def adapter_weights(config, settings):
+def adapter_weights(config: PretrainedConfig, settings: Settings) -> int:
     """Trained weights: LoRA's A and B of each target, and the token rows."""
     sizes = projections(config)
     lora = settings.lora_rank * sum(sum(sizes[name]) for name in settings.targets)
@@ -67,7 +69,7 @@ def adapter_weights(config, settings):
     return config.num_hidden_layers * lora + rows
 
 
-def static_bytes(config, settings):
+def static_bytes(config: PretrainedConfig, settings: Settings) -> dict[str, float]:
     """{part: bytes} of what stays from the first step to the last.
 
     Parts: weights (projections and norms), quant state, embeddings and head, adapter,

@@ -26,35 +26,23 @@ def loss_by_definition(
     Raises: ValueError as orpo.mean_logps, for a pair without an answer token.
     """
     rows = [chat.tokenize_pair(tokenizer, pair, max_length) for pair in pairs]
-    device = model.device
-    sides = {}
+    device, sides = model.device, {}
     for side in ("chosen", "rejected"):
-        ids = [getattr(row, f"{side}_input_ids") for row in rows]
+        # Labels (B, T): of prompt and answer, and of the answer alone.
+        everything = _padded(
+            [getattr(row, f"{side}_input_ids") for row in rows], device
+        )
         answers = _padded([getattr(row, f"{side}_labels") for row in rows], device)
-        everything = _padded(ids, device)
         present = everything != orpo.IGNORE_INDEX
+        ids = everything.masked_fill(~present, 0)
         with torch.no_grad():
-            logits = model(
-                input_ids=everything.masked_fill(~present, 0),
-                attention_mask=present.long(),
-            ).logits
-        sides[side] = logits, everything, answers
-    logits, everything, answers = sides["chosen"]
-    rejected_logits, _, rejected_answers = sides["rejected"]
-    return _definitions(
-        logits, everything, answers, rejected_logits, rejected_answers, beta
-    )
-
-
-def _definitions(logits, everything, answers, rejected_logits, rejected_answers, beta):
-    """loss_by_definition from logits (B, T, V) and labels (B, T), -100 unscored.
-
-    everything: labels of prompt and chosen answer; answers: of the answer alone.
-    """
-    chosen_logps = orpo.mean_logps(logits, answers)
-    rejected_logps = orpo.mean_logps(rejected_logits, rejected_answers)
+            logits = model(input_ids=ids, attention_mask=present.long()).logits
+        sides[side] = logits, everything, answers, orpo.mean_logps(logits, answers)
+    logits, everything, answers, chosen_logps = sides["chosen"]
+    rejected_logps = sides["rejected"][-1]
     preference = orpo.odds_ratio_loss(chosen_logps, rejected_logps).mean()
-    definitions = [
+    table = []
+    for definition, used_by, labels, nll, because in (
         (
             "prompt and answer, every token weighs the same",
             "TRL, Axolotl, this course",
@@ -76,9 +64,7 @@ def _definitions(logits, everything, answers, rejected_logits, rejected_answers,
             -chosen_logps.mean(),
             "short answers weigh as much as long ones",
         ),
-    ]
-    table = []
-    for definition, used_by, labels, nll, because in definitions:
+    ):
         loss = orpo.orpo_loss(nll, chosen_logps, rejected_logps, beta).item()
         table.append(
             {

@@ -206,25 +206,21 @@ def tokens_and_kinds(
     """
     vocabulary, added = data["model"]["vocab"], data["added_tokens"]
     ids = {number: text for text, number in vocabulary.items()}
-    special = {each["id"]: each["content"] for each in added if each["special"]}
-    plain = {each["id"]: each["content"] for each in added if not each["special"]}
-    highest = max({*ids, *special, *plain})
+    added = {each["id"]: each for each in added}
+    highest = max({*ids, *added})
     if highest >= rows:
         raise ValueError(f"The tokenizer has id {highest}, and the model {rows} rows.")
     tokens, kinds = [], []
     for number in range(rows):
-        if number in special:
-            tokens.append(special[number])
-            kinds.append(gguf.TokenType.CONTROL)
-        elif number in plain:
-            tokens.append(plain[number])
-            kinds.append(gguf.TokenType.USER_DEFINED)
+        if number in added:
+            text, special = added[number]["content"], added[number]["special"]
+            kind = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
         elif number in ids:
-            tokens.append(ids[number])
-            kinds.append(gguf.TokenType.NORMAL)
+            text, kind = ids[number], gguf.TokenType.NORMAL
         else:
-            tokens.append(f"[PAD{number}]")
-            kinds.append(gguf.TokenType.UNUSED)
+            text, kind = f"[PAD{number}]", gguf.TokenType.UNUSED
+        tokens.append(text)
+        kinds.append(kind)
     return tokens, kinds
 
 

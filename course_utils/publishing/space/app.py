@@ -149,7 +149,7 @@ def _number(what: str, value: float, lowest: float, highest: float) -> float:
     return float(value)
 
 
-def build():
+def build() -> object:
     """The page, as a gradio.ChatInterface."""
     import gradio
 

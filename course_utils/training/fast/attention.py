@@ -6,6 +6,7 @@ measured.
 """
 
 import functools
+from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import (
@@ -18,19 +19,22 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from course_utils.training import packing
+from course_utils.training.packing import PackedRow
 
 NAME = "packed_pairs"
 # FlexAttention's mask is made of blocks of this many tokens.
 FLEX_BLOCK = 128
 
 
-def register():
+def register() -> None:
     """Make NAME known to transformers as an attention; again does no harm."""
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def mask_arguments(row, attention, longest=None):
+def mask_arguments(
+    row: PackedRow, attention: str, longest: int | None = None
+) -> dict[str, Any]:
     """Keyword arguments by which a model's forward learns of a row's mask.
 
     row: packing.PackedRow on the model's device. attention: "varlen", "flex" or "sdpa".
@@ -54,7 +58,7 @@ def mask_arguments(row, attention, longest=None):
     return {"attention_mask": masks, "pair_lengths": row.lengths}
 
 
-def block_mask(pair_id, segment):
+def block_mask(pair_id: torch.Tensor, segment: torch.Tensor) -> BlockMask:
     """`packing.visible` as FlexAttention's BlockMask, which is never T x T in memory.
 
     pair_id, segment: (T,) int64, T a multiple of FLEX_BLOCK.
@@ -69,16 +73,16 @@ def block_mask(pair_id, segment):
 
 
 def packed_attention(
-    module,
-    query,
-    key,
-    value,
-    attention_mask,
-    scaling=None,
-    pair_lengths=None,
-    key_order=None,
-    **kwargs,
-):
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: BlockMask | torch.Tensor | None,
+    scaling: float | None = None,
+    pair_lengths: tuple[int, ...] | None = None,
+    key_order: tuple | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """Attention of one layer, in the signature of transformers' AttentionInterface.
 
     query: (B, heads, T, head_dim); key, value: fewer heads may serve several queries.
@@ -152,7 +156,15 @@ def _sequences(
     return out[None]
 
 
-def flash_attention(query, key, value, cu_queries, cu_keys, longest, scaling):
+def flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_queries: torch.Tensor,
+    cu_keys: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+) -> torch.Tensor:
     """Causal attention within sequences: PyTorch's own kernel, CUDA and 16 bit only.
 
     query: (T, heads, head_dim). key, value: (K, fewer heads, head_dim). cu_queries,

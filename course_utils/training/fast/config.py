@@ -59,7 +59,7 @@ class FastTrainingConfig:
     deferred_metrics: bool = True
     run_ahead: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             _require_type(field, getattr(self, field.name))
         for name in ("token_budget", "head_tile"):
@@ -125,7 +125,9 @@ def choose_token_budget(
     return BUDGETS[-1], "the smallest: no budget leaves room for all activations"
 
 
-def choose_attention(wanted, device, dtype):
+def choose_attention(
+    wanted: str, device: torch.device, dtype: torch.dtype
+) -> tuple[str, str]:
     """Which attention to use on a device: ("varlen", "flex" or "sdpa", reason).
 
     wanted: FastTrainingConfig.attention. dtype: in which attention computes.
@@ -166,7 +168,9 @@ def _fitting_attention(capability, has_triton, dtype):
     return "flex", f"flash attention has no kernel for {dtype}"
 
 
-def choose_compile(wanted, attention, device):
+def choose_compile(
+    wanted: str | bool, attention: str, device: torch.device
+) -> tuple[str | bool, str]:
     """Whether to compile decoder layers: (False, True or a backend's name, reason).
 
     Raises: ValueError if compiling is asked for together with "sdpa".
@@ -185,7 +189,7 @@ def choose_compile(wanted, attention, device):
     return wanted, "as asked"
 
 
-def choose_decode(wanted, device):
+def choose_decode(wanted: str | bool, device: torch.device) -> tuple[bool, str]:
     """Whether Triton decodes 4-bit weights: (bool, reason); see _unless."""
     obstacles = {
         "there is no CUDA GPU": device.type != "cuda",
@@ -194,12 +198,14 @@ def choose_decode(wanted, device):
     return _unless(obstacles, wanted, "triton_decode", "one pass over a matrix")
 
 
-def compile_backend(chosen):
+def compile_backend(chosen: str | bool) -> str | None:
     """The name of torch.compile's backend for what choose_compile returned, or None."""
     return "inductor" if chosen is True else chosen or None
 
 
-def choose_graphs(wanted, attention, obstacles):
+def choose_graphs(
+    wanted: str | bool, attention: str, obstacles: dict[str, bool]
+) -> tuple[bool, str]:
     """Whether to replay rows as CUDA graphs: (bool, reason); see _unless."""
     obstacles = {
         f"attention={attention!r} makes its masks anew for every row": (
@@ -210,7 +216,9 @@ def choose_graphs(wanted, attention, obstacles):
     return _unless(obstacles, wanted, "cuda_graphs", "one launch a row")
 
 
-def choose_cpu_embedding(wanted, obstacles):
+def choose_cpu_embedding(
+    wanted: str | bool, obstacles: dict[str, bool]
+) -> tuple[bool, str]:
     """Whether the input embeddings stay on the CPU: (bool, reason); see _unless."""
     return _unless(
         obstacles, wanted, "embeddings_on_cpu", "training only looks rows of them up"

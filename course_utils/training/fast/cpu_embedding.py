@@ -6,11 +6,12 @@ with the token ids, and the table needs no place there.
 """
 
 import torch
+from transformers import Trainer
 
 from course_utils.training.fast import head
 
 
-def obstacles(trainer):
+def obstacles(trainer: Trainer) -> dict[str, bool]:
     """What keeps the input embeddings on the GPU: {reason: does it apply?}"""
     layer, output = (
         trainer.model.get_input_embeddings(),
@@ -37,7 +38,7 @@ class CpuEmbedding:
     Meanwhile calls of the layer look up on the CPU as well, and wait for it.
     """
 
-    def __init__(self, layer):
+    def __init__(self, layer: torch.nn.Module) -> None:
         self._layer = layer
         self._weight = head.frozen_matrix(layer).base.weight
         self._device = self._weight.device
@@ -45,7 +46,7 @@ class CpuEmbedding:
         self._weight.data = self._weight.data.cpu()
         layer.forward = self._forward
 
-    def look_up(self, input_ids):
+    def look_up(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Rows of the table, (*input_ids.shape, H), on the CPU.
 
         In memory from which a GPU can fetch them while the CPU goes on.
@@ -61,7 +62,7 @@ class CpuEmbedding:
         frozen = self.look_up(input_ids).to(self._device)
         return head.embed(self._layer, None, input_ids, frozen)
 
-    def put_back(self):
+    def put_back(self) -> None:
         """Leave the layer as it was."""
         if self._forward_before is None:
             del self._layer.forward

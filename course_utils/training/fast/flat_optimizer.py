@@ -11,6 +11,7 @@ clipping, checkpoints and resuming see what they always saw.
 
 import contextlib
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from unittest import mock
 
@@ -51,7 +52,7 @@ def lay_flat(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def steps_at_once():
+def steps_at_once() -> Iterator[None]:
     """Within the context, bitsandbytes' optimizers update neighbours by one kernel."""
     init_state, update_step = (
         bnb.Optimizer2State.init_state,

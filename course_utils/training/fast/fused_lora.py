@@ -8,6 +8,7 @@ beside 16-bit arithmetic they are rounded for a row at once, not at every produc
 """
 
 import functools
+from collections.abc import Callable
 
 import bitsandbytes
 import torch
@@ -25,19 +26,19 @@ class RoundedAdapters:
     from `refresh` to `forget` only, during forward; autograd keeps them for backward.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._held = {}  # layer: [] or [A, B], what its forward reads
 
-    def of(self, layer):
+    def of(self, layer: torch.nn.Module) -> list[torch.Tensor]:
         """The list that holds a layer's rounded A and B while they are right."""
         return self._held.setdefault(layer, [])
 
-    def within(self, module):
+    def within(self, module: torch.nn.Module) -> list[torch.Tensor]:
         """The copies that the layers of a module read now."""
         return [copy for m in module.modules() for copy in self._held.get(m, [])]
 
     @torch.no_grad()
-    def refresh(self, device):
+    def refresh(self, device: torch.device) -> None:
         """Round all matrices, if autocast is on for the device."""
         if not torch.is_autocast_enabled(device.type):
             return
@@ -56,13 +57,18 @@ class RoundedAdapters:
         if copies:
             torch._foreach_copy_(copies, originals)
 
-    def forget(self):
+    def forget(self) -> None:
         """Take the copies away, before anything changes their originals."""
         for held in self._held.values():
             held.clear()
 
 
-def fused_forward(layer, original_forward, by_triton=False, rounded=None):
+def fused_forward(
+    layer: torch.nn.Module,
+    original_forward: Callable,
+    by_triton: bool = False,
+    rounded: RoundedAdapters | None = None,
+) -> Callable | None:
     """A forward for a LoRA layer, or None if its kind cannot be fused.
 
     layer: any module. original_forward: what the new forward calls whenever the layer

@@ -6,12 +6,15 @@ same memory each time, so rows are copied to where it reads, and rows of another
 need another graph.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import torch
+from transformers import Trainer
 
 from course_utils.training import packing
 from course_utils.training.fast import flat_optimizer
+from course_utils.training.packing import PackedRow
 
 TOKENS = 128  # rows are padded to a multiple of this
 PAIRS = 8  # and their pairs to a multiple of this
@@ -23,7 +26,9 @@ class CudaGraph:
     beside: an earlier one that it may share memory with, since they run in turns.
     """
 
-    def __init__(self, function, beside=None):
+    def __init__(
+        self, function: Callable[[], tuple], beside: "CudaGraph | None" = None
+    ) -> None:
         self._graph = torch.cuda.CUDAGraph()
         # relaxed: the data loader's thread may pin memory meanwhile, and the driver
         # load a kernel that this shape is the first to need.
@@ -34,7 +39,7 @@ class CudaGraph:
         ):
             self.result = function()
 
-    def replay(self):
+    def replay(self) -> None:
         """Run it; `result` holds until one that shares its memory is replayed."""
         self._graph.replay()
 
@@ -49,7 +54,12 @@ class RowGraphs:
     that whatever is compiled, measured or tuned on first use is done.
     """
 
-    def __init__(self, parameters, device, record=CudaGraph):
+    def __init__(
+        self,
+        parameters: list[torch.nn.Parameter],
+        device: torch.device,
+        record: Callable = CudaGraph,
+    ) -> None:
         self._parameters = list(parameters)
         self._device = device
         self._record = record
@@ -57,7 +67,7 @@ class RowGraphs:
         self._recorded = {}
         self._room = {}  # of each of a row's tensors: what all recordings read
 
-    def start_window(self):
+    def start_window(self) -> None:
         """Before the rows of an optimizer step: gradients are 0, where graphs add.
 
         The first time, parameters move to where an optimizer updates them at once.
@@ -68,7 +78,9 @@ class RowGraphs:
             torch._foreach_zero_(self._gradients)
         self._hand_out()
 
-    def record(self, row, variant, step):
+    def record(
+        self, row: PackedRow, variant: Hashable, step: Callable[[PackedRow], tuple]
+    ) -> tuple[PackedRow, "CudaGraph"]:
         """Record step(row), unless a row of this shape was, without running it.
 
         row: packing.PackedRow on the CPU, in fixed shapes. variant: hashable, whatever
@@ -101,14 +113,16 @@ class RowGraphs:
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
 
-    def run(self, row, variant, step):
+    def run(
+        self, row: PackedRow, variant: Hashable, step: Callable[[PackedRow], tuple]
+    ) -> tuple[torch.Tensor, ...]:
         """Results of step(row), gradients added to the parameters'; as in `record`."""
         static, graph = self.record(row, variant, step)
         self._fill(static, row)
         graph.replay()
         return tuple(value.clone() for value in graph.result)
 
-    def placed(self, row):
+    def placed(self, row: PackedRow) -> PackedRow:
         """The row in the memory that recordings read."""
         tensors = row.tensors()
         static = replace(row, **{k: self._static(k, v) for k, v in tensors.items()})
@@ -128,7 +142,7 @@ class RowGraphs:
             packing.without_waiting(values[name], self._device, into=tensor)
 
 
-def free_workspaces():
+def free_workspaces() -> None:
     """Free what cuBLAS holds for work outside of graphs; graphs get their own.
 
     32 MiB on Hopper, allocated anew when next needed.
@@ -138,7 +152,7 @@ def free_workspaces():
         torch._C._cuda_clearCublasWorkspaces()
 
 
-def obstacles(trainer):
+def obstacles(trainer: Trainer) -> dict[str, bool]:
     """What keeps a Trainer's steps from being recorded: {reason: does it apply?}"""
     return {
         "there is no CUDA GPU": trainer.args.device.type != "cuda",
@@ -148,7 +162,7 @@ def obstacles(trainer):
     }
 
 
-def draws(model):
+def draws(model: torch.nn.Module) -> bool:
     """Does a model draw random numbers in training (dropout)?"""
     return any(
         isinstance(module, torch.nn.Dropout) and module.p > 0

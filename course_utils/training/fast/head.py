@@ -8,6 +8,7 @@ respect to its hidden state does not depend on the loss, which later only scales
 
 import contextlib
 import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from course_utils.training.fast import matmul
 
 
-def token_logps(head, original_forward, hidden, targets, tile, backend=None):
+def token_logps(
+    head: torch.nn.Module,
+    original_forward: Callable,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    tile: int | None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target, and the mean of its logits.
 
     head: the model's output head: nn.Linear, alone or with rows trained by PEFT, or any
@@ -61,7 +69,7 @@ def _logps(forward, hidden, targets):
     return -F.cross_entropy(logits, targets, reduction="none"), logits.detach().mean(1)
 
 
-def at_least_fp32(tensor):
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, in fp32 if it is in 16 bit."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
@@ -79,7 +87,7 @@ class FrozenMatrix(NamedTuple):
     row_ids: tuple
 
 
-def frozen_matrix(layer):
+def frozen_matrix(layer: torch.nn.Module) -> FrozenMatrix | None:
     """The FrozenMatrix of a layer, or None if the layer is something else.
 
     layer: an nn.Linear or nn.Embedding, alone or with rows trained by PEFT's
@@ -222,7 +230,7 @@ def _scorer(backend):
     return score
 
 
-def only_looks_up(matrix):
+def only_looks_up(matrix: FrozenMatrix) -> bool:
     """Is an embedding's result rows of its table, the trained ones among them?
 
     matrix: FrozenMatrix of an nn.Embedding.
@@ -233,7 +241,12 @@ def only_looks_up(matrix):
     )
 
 
-def embed(layer, original_forward, input_ids, frozen=None):
+def embed(
+    layer: torch.nn.Module,
+    original_forward: Callable,
+    input_ids: torch.Tensor,
+    frozen: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Embeddings of a layer with some rows trained, without a copy of its matrix.
 
     layer: the model's input embedding. PEFT's own forward copies the whole matrix to
@@ -256,7 +269,7 @@ def embed(layer, original_forward, input_ids, frozen=None):
 
 
 @contextlib.contextmanager
-def borrowed_forward(module, forward):
+def borrowed_forward(module: torch.nn.Module, forward: Callable) -> Iterator[None]:
     """Within the context, calling `module` calls `forward` instead.
 
     Hooks stay in place; afterwards the module is as it was.

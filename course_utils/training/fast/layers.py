@@ -1,27 +1,31 @@
 """Decoder layers while a packed row runs through them: compiled, some checkpointed."""
 
 import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from course_utils.training.fast.config import compile_backend
+from course_utils.training.fast.config import FastTrainingConfig, compile_backend
 from course_utils.training.fast.fused_lora import RoundedAdapters, fused_forward
 from course_utils.training.fast.graphs import draws
 
 GIB = 2**30
 
 
-def layers_that_fit(budget_bytes, bytes_per_layer, layers):
+def layers_that_fit(budget_bytes: float, bytes_per_layer: float, layers: int) -> int:
     """How many of `layers` can keep their activations within a budget."""
     if bytes_per_layer <= 0:
         return layers
     return min(layers, int(budget_bytes // bytes_per_layer))
 
 
-def saved_bytes(function, there):
+def saved_bytes(
+    function: Callable[[], Any], there: Iterable[torch.Tensor]
+) -> tuple[Any, int]:
     """(result, bytes) of a call: what autograd keeps of it for backward.
 
     Tensors in `there`, such as parameters, do not count: they are there anyway. What
@@ -55,8 +59,13 @@ class DecoderLayers:
     """
 
     def __init__(
-        self, model, fast_config, compile_layers, by_triton=False, round_once=True
-    ):
+        self,
+        model: torch.nn.Module,
+        fast_config: FastTrainingConfig,
+        compile_layers: str | bool,
+        by_triton: bool = False,
+        round_once: bool = True,
+    ) -> None:
         self.layers = [
             module
             for module in model.modules()
@@ -80,7 +89,7 @@ class DecoderLayers:
         )
         self._running = False
 
-    def patch_model(self):
+    def patch_model(self) -> None:
         """Put the forwards on. Reads now which checkpointing the model wants."""
         self._before = [
             (layer, layer.__dict__.get("forward"), layer.gradient_checkpointing)
@@ -101,7 +110,7 @@ class DecoderLayers:
             self._before.append((module, module.__dict__.get("forward"), None))
             module.forward = forward
 
-    def unpatch(self):
+    def unpatch(self) -> None:
         """Leave all modules as they were before `patch_model`."""
         self._setting.__exit__(None, None, None)
         for module, forward, checkpointed in reversed(self._before):
@@ -113,7 +122,7 @@ class DecoderLayers:
                 module.gradient_checkpointing = checkpointed
 
     @contextlib.contextmanager
-    def packed_row(self, tokens):
+    def packed_row(self, tokens: int) -> Iterator[None]:
         """Within the context the model's forward serves a row of `tokens` tokens."""
         self._prepare(tokens)
         self._running = True

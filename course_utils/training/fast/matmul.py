@@ -3,13 +3,19 @@
 import torch
 
 
-def scaled(left, right, scaling):
+def scaled(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
     """scaling left @ right, (n, m), in one kernel."""
     # With beta=0 nobody reads the first.
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scaling)
 
 
-def added(small_left, small_right, left, right, bias=None):
+def added(
+    small_left: torch.Tensor,
+    small_right: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
     """small_left @ small_right + left @ right, (n, m), rounded as a sum; then + bias.
 
     The small product is rounded before that as well.
@@ -25,7 +31,9 @@ def added(small_left, small_right, left, right, bias=None):
     return out if bias is None else out.add_(bias)
 
 
-def in_dtype(left, right, dtype):
+def in_dtype(
+    left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """left @ right in dtype; where that is float32 a GPU does not round in between."""
     if left.is_cuda and dtype == torch.float32 and left.dtype != dtype:
         return torch.mm(left, right, out_dtype=dtype)

@@ -14,7 +14,14 @@ BYTES, WARPS = 2048, 4  # that a program decodes, 16 per thread, and that decode
 WORDS, AT_ONCE = 128, 4  # words per tile, one per thread; tiles that a program reads
 
 
-def decode(packed, scales, blocks, code, shape, dtype):
+def decode(
+    packed: torch.Tensor,
+    scales: list[torch.Tensor],
+    blocks: list[int],
+    code: torch.Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
     """The matrix, (shape), as bitsandbytes' own kernels decode it, bit for bit.
 
     packed: uint8 on a CUDA GPU, two numbers per byte, the first in its upper half.

@@ -17,12 +17,16 @@ alone.
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from course_utils import orpo
 from course_utils.models import memory
@@ -59,7 +63,7 @@ class PackedORPOTrainer(ORPOTrainer):
     """
 
     def __init__(
-        self, *args, fast_config: FastTrainingConfig | None = None, **kwargs
+        self, *args: Any, fast_config: FastTrainingConfig | None = None, **kwargs: Any
     ) -> None:
         self.fast_config = fast_config or FastTrainingConfig()
         super().__init__(*args, **kwargs)
@@ -115,7 +119,7 @@ class PackedORPOTrainer(ORPOTrainer):
 
     # ---- the model, patched for packed rows ----
 
-    def patch_model(self):
+    def patch_model(self) -> None:
         """Prepare the model for packed rows; training and evaluation do it."""
         if self._layers is not None:
             return
@@ -134,7 +138,7 @@ class PackedORPOTrainer(ORPOTrainer):
         if self.embeddings_on_cpu:
             self._table = cpu_embedding.CpuEmbedding(self.model.get_input_embeddings())
 
-    def unpatch(self):
+    def unpatch(self) -> None:
         """Leave the model as it was before `patch_model`."""
         if self._layers is not None:
             self._layers.unpatch()
@@ -147,7 +151,7 @@ class PackedORPOTrainer(ORPOTrainer):
     def _trained(self):
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def train(self, *args, **kwargs):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if self._is_replicated:  # all begin with the adapter of the first, as in DDP
             for parameter in self._trained():
                 torch.distributed.broadcast(parameter.data, src=0)
@@ -166,7 +170,7 @@ class PackedORPOTrainer(ORPOTrainer):
         waits.catch_up()
         super()._save_optimizer_and_scheduler(output_dir)
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         before = self._layers
         try:
             return super().evaluation_loop(*args, **kwargs)
@@ -176,7 +180,7 @@ class PackedORPOTrainer(ORPOTrainer):
 
     # ---- one optimizer step ----
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()
         shard = loader.batch_sampler
         if isinstance(shard, BatchSamplerShard) and self.fast_config.packing:
@@ -192,7 +196,9 @@ class PackedORPOTrainer(ORPOTrainer):
             )
         return loader
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict], num_batches: int, device: torch.device
+    ) -> tuple[list[dict], Any]:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.fast_config.packing and batches:
             groups = [_pairs(batch) for batch in batches]
@@ -201,7 +207,12 @@ class PackedORPOTrainer(ORPOTrainer):
             batches[-1]["step_groups"] = groups
         return batches, items
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         groups = inputs.get("step_groups") or [_pairs(inputs)]
         if groups is DEFERRED:
             return torch.zeros((), device=self.args.device)
@@ -293,8 +304,12 @@ class PackedORPOTrainer(ORPOTrainer):
         return max(_rounded_up(self.max_length), row.longest)
 
     def compute_loss(
-        self, model, inputs, return_outputs=False, num_items_in_batch=None
-    ):
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
         if "row" not in inputs:
             return super().compute_loss(
                 model, inputs, return_outputs, num_items_in_batch
@@ -304,7 +319,9 @@ class PackedORPOTrainer(ORPOTrainer):
         self._scores.append(scores)
         return loss.to(self.args.device)
 
-    def get_batch_loss_metrics(self, model, batch):
+    def get_batch_loss_metrics(
+        self, model: torch.nn.Module, batch: dict
+    ) -> tuple[torch.Tensor, dict]:
         groups = [_pairs(batch)]
         rows = self._pack(groups)
         with self._autocast():

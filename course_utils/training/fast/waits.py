@@ -1,6 +1,7 @@
 """What the CPU waits for without need: bitsandbytes' optimizers."""
 
 import contextlib
+from collections.abc import Iterator
 from unittest import mock
 
 import torch
@@ -10,7 +11,7 @@ from course_utils.training.fast import flat_optimizer
 
 
 @contextlib.contextmanager
-def optimizer_runs_ahead():
+def optimizer_runs_ahead() -> Iterator[None]:
     """Within the context, bitsandbytes' optimizers do not wait for the GPU.
 
     bitsandbytes 0.50 waits after each tensor that it updates: at 8B, r = 16, for 448 of
@@ -37,7 +38,7 @@ def optimizer_runs_ahead():
         catch_up()
 
 
-def catch_up():
+def catch_up() -> None:
     """Wait until the GPU has done all the work it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -53,7 +53,7 @@ def weights(model: torch.nn.Module, *, trained: bool) -> list:
     return named
 
 
-def optimizer_state(optimizer) -> list:
+def optimizer_state(optimizer: torch.optim.Optimizer | None) -> list:
     """[(name, tensor)] of what an optimizer remembers, such as Adam's moments."""
     return [
         (f"optimizer state {key}", value)

@@ -1,7 +1,15 @@
 """A look at weights, losses and gradients before the optimizer acts on them."""
 
+from typing import Any
+
 import torch
-from transformers import TrainerCallback
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from course_utils.training.resilience.finite import (
     first_not_finite,
@@ -16,7 +24,7 @@ class NotFinite(RuntimeError):
     step: the optimizer step that was not made. rows: of the train dataset.
     """
 
-    def __init__(self, message, step, rows):
+    def __init__(self, message: str, step: int, rows: list) -> None:
         super().__init__(message)
         self.step, self.rows = step, rows
 
@@ -24,19 +32,26 @@ class NotFinite(RuntimeError):
 class Guard(TrainerCallback):
     """Looks at all weights once, at losses and gradients before each optimizer step."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.forget()
 
-    def forget(self):
+    def forget(self) -> None:
         self._batches, self._losses = [], []
 
-    def saw(self, batch, loss):
+    def saw(self, batch: dict, loss: torch.Tensor) -> None:
         """Remember a micro-batch and its loss; asking for the value would wait."""
         self._batches.append(batch)
         self._losses.append(loss.detach())
 
-    def on_train_begin(self, args, state, control, model=None, **_):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
         for trained, whose in ((False, "base model"), (True, "adapter")):
             broken = first_not_finite(weights(model, trained=trained))
             if broken:
@@ -47,7 +62,14 @@ class Guard(TrainerCallback):
                     [],
                 )
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **_: Any,
+    ) -> None:
         # GradScaler meets infinite gradients in float16 by itself and skips the step.
         gradients = [
             own_part(p.grad)

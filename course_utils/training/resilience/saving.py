@@ -7,7 +7,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from course_utils.training.resilience.checkpoints import (
@@ -40,7 +42,7 @@ class DiskFull(OSError):
     """Something could not be written; the checkpoints before it are whole."""
 
 
-def checkpoint_bytes(trainer) -> int:
+def checkpoint_bytes(trainer: Trainer) -> int:
     """What a checkpoint of this trainer takes on disk, about: trained weights and the
     optimizer's state, and 32 MiB for the rest."""
     trained = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
@@ -48,7 +50,7 @@ def checkpoint_bytes(trainer) -> int:
     return trained + sum(tensor.nbytes for _, tensor in state) + _BESIDES_TENSORS
 
 
-def require_finite(trainer) -> None:
+def require_finite(trainer: Trainer) -> None:
     """Raise NotFinite if a trained weight or the optimizer's state is not finite."""
     broken = first_not_finite(
         [*weights(trainer.model, trained=True), *optimizer_state(trainer.optimizer)]
@@ -64,7 +66,9 @@ def require_finite(trainer) -> None:
         )
 
 
-def save_checkpoint(trainer, save: Callable[[], None], settings: dict | None) -> None:
+def save_checkpoint(
+    trainer: Trainer, save: Callable[[], None], settings: dict | None
+) -> None:
     """Let the Trainer save a checkpoint, which gets its name once it is whole.
 
     save: what Trainer._save_checkpoint does; it writes into trainer's output folder.
@@ -101,7 +105,7 @@ def save_checkpoint(trainer, save: Callable[[], None], settings: dict | None) ->
     )
 
 
-def save_adapter(trainer, folder: str | Path) -> None:
+def save_adapter(trainer: Trainer, folder: str | Path) -> None:
     """Save the trained adapter and its tokenizer in `folder`, or leave it as it is.
 
     Raises: DiskFull or NotFinite, saying what is kept.
@@ -123,7 +127,7 @@ def save_adapter(trainer, folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced(owner, name: str, value) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Give an object another attribute of this name, for a while."""
     before = vars(owner).get(name)
     setattr(owner, name, value)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 
 import torch
+from transformers import Trainer
 
 from course_utils.models import memory
 from course_utils.training.resilience.guard import Guard
@@ -18,13 +19,13 @@ GIB = 2**30
 class OutOfMemory(RuntimeError):
     """The GPU's memory was not enough. changes: list of memory.Change, or empty."""
 
-    def __init__(self, message, changes):
+    def __init__(self, message: str, changes: list) -> None:
         super().__init__(message)
         self.changes = changes
 
 
 @contextlib.contextmanager
-def watched(trainer, settings: dict | None = None) -> Iterator:
+def watched(trainer: Trainer, settings: dict | None = None) -> Iterator:
     """Let `trainer.train()` in this block fail in words, and before it does harm.
 
     trainer: an ORPOTrainer or PackedORPOTrainer with a LoRA adapter.

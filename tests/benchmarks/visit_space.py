@@ -2,7 +2,7 @@
 
 The small world's verifier judges the answers.
 
-    python -m course_utils.publishing.space.browser SPACE MODEL [--record]
+    python tests/benchmarks/visit_space.py SPACE MODEL [--record]
 
 needs gradio and playwright, and a Chromium: `pip install gradio playwright`.
 """
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     print(json.dumps(rows, indent=1))
     if options.record:
-        program = "python -m course_utils.publishing.space.browser"
+        program = "python tests/benchmarks/visit_space.py"
         command = f"{program} {options.space} {options.model}"
         run = recorded.describe_run(f"{command} --record", start)
         run["versions"] |= recorded.versions(("gradio", "playwright"))

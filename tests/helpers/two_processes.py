@@ -1,6 +1,6 @@
-"""Run by test_fast under torch.distributed.run: TRL's trainer and ours, two processes.
+"""Run under torch.distributed.run: TRL's trainer and both of ours, two processes.
 
-Argument: the folder for theirs-RANK.pt and ours-RANK.pt.
+Argument: the folder for theirs-RANK.pt, plain-RANK.pt and packed-RANK.pt.
 """
 
 import sys
@@ -10,14 +10,20 @@ import torch
 from fast_harness import lora, make_trainer, trained
 from trl_orpo import trl_orpo
 
+from course_utils.training import ORPOTrainer
 from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer
 
 
 def main(folder):
     for name, cls, extra in (
         ("theirs", trl_orpo().ORPOTrainer, {}),
+        ("plain", ORPOTrainer, {}),
         # so small that the windows take several rows
-        ("ours", CountingTrainer, {"fast_config": FastTrainingConfig(token_budget=90)}),
+        (
+            "packed",
+            CountingTrainer,
+            {"fast_config": FastTrainingConfig(token_budget=90)},
+        ),
     ):
         trainer = make_trainer(
             cls,
@@ -30,15 +36,15 @@ def main(folder):
             max_steps=6,
             **extra,
         )
-        if name == "ours" and trainer.accelerator.process_index == 1:
+        if name == "packed" and trainer.accelerator.process_index == 1:
             for parameter in trained(trainer.model).values():
                 parameter.data.add_(1)  # the first process's adapter is what counts
-        trainer.rows_must_match = True  # as under FSDP; TRL's knows no such thing
+        trainer.rows_must_match = True  # as under FSDP; the others know no such thing
         trainer.train()
         wrapped = isinstance(
             trainer.model_wrapped, torch.nn.parallel.DistributedDataParallel
         )
-        assert wrapped == (name == "theirs")
+        assert wrapped == (name != "packed")
         result = {
             "weights": {n: p.data for n, p in trained(trainer.model).items()},
             "logs": trainer.state.log_history,

@@ -1,6 +1,6 @@
 """How much memory a merge takes, measured on a random-weights checkpoint.
 
-    python -m course_utils.publishing.merging.rehearsal SCRATCH [--record]
+    python tests/benchmarks/measure_merge.py SCRATCH [--record]
 
 writes 16 GB twice at 8B. SCRATCH/twin and SCRATCH/adapter are used again if they are
 there; remove the folder afterwards. Nothing here was trained, so nothing here is about
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
             kept = json.loads(RECORD.read_text(encoding="utf-8"))
         whole = " --whole" * options.whole
         run = recorded.describe_run(
-            "python -m course_utils.publishing.merging.rehearsal SCRATCH "
+            "python tests/benchmarks/measure_merge.py SCRATCH "
             f"--shape {options.shape}{whole} --record",
             start,
         )

@@ -1,6 +1,6 @@
 """Does llama.cpp answer from the GGUF file as transformers does from the folder?
 
-    python -m course_utils.publishing.export.compare FOLDER [--record]
+    python tests/benchmarks/compare_gguf.py FOLDER [--record]
 
 needs llama-cpp-python, which compiles for some minutes and is not installed with the
 course: `pip install llama-cpp-python`.
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         files.append(compare(options.folder, prompts, dtype, reference, end))
         print(json.dumps(files[-1]))
     if options.record:
-        program = "python -m course_utils.publishing.export.compare"
+        program = "python tests/benchmarks/compare_gguf.py"
         command = f"{program} {options.folder} --record"
         run = recorded.describe_run(command, start)
         run["versions"] |= recorded.versions(("gguf", "llama_cpp_python"))
