@@ -26,6 +26,7 @@ _INVISIBLE = re.compile(
 # end a turn.
 _TEMPLATE_TOKEN = r"<\|[A-Za-z0-9_]+\|>"
 _PRINTED = re.compile("[!-~]")  # ASCII that can be seen
+_BETWEEN = {code: " " for code in range(128) if not _WORD.match(chr(code))}
 _HEAD = 200  # characters in which most texts already differ
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _LARGE = 5_000  # rows from which a second process pays for its start
@@ -102,6 +103,8 @@ def questions(prompt: list[dict]) -> tuple[str, ...]:
 
 def words(text: str) -> list[str]:
     """The words of a text, normalised, without punctuation."""
+    if text.isascii():  # the same, in half the time
+        return text.lower().translate(_BETWEEN).split()
     return _WORD.findall(normalise(text))
 
 
