@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from course_utils.chat.tokens import IGNORE_INDEX
 from course_utils.training import packing
-
-IGNORE_INDEX = packing.IGNORE_INDEX
 
 
 def make_pair(chosen, rejected, prompts=(1, 1)):
