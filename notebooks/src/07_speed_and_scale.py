@@ -804,7 +804,6 @@ for name in ("fast, TRL's memory", "lean"):
         minutes = 1000 * run["flops"] / run["pairs"] / l4_rate / share["median"] / 60
         print(f"{name}: {minutes:.0f} minutes (projected), {run['peak_gib']:.1f} GiB")
 
-
 # %% [markdown]
 # A slower card hides launches better and has a slower memory, so either may be wrong by a good part; measure yours with `tests/benchmarks/bench_orpo.py`.
 #
@@ -850,6 +849,48 @@ for name in ("fast, TRL's memory", "lean"):
 #
 # Between nodes some 170 MB of gradients travel once a step, so DDP with LoRA asks little of the network; FSDP sends the weights themselves for every row.
 # The limit is the step: 8 pairs are one for each of eight GPUs, whose rows are then too short to fill one; a larger `--batch-size` fills them, and is another training, whose learning rate has to be found again.
+
+# %% [markdown]
+# ## Appendix E. Optional: flash-attn
+#
+# The packed trainer brings its attention along: PyTorch ships FlashAttention 2's kernels.
+# A model that you load yourself can use the package `flash-attn` instead. It ships as source and compiles for a long time, so first see what it brings on your card.
+
+# %%
+import time
+
+from torch.nn.functional import scaled_dot_product_attention
+
+attention, why = models.probe_attention()
+print(f"attention of a loaded model: {attention} ({why})")
+
+
+def sdpa(q, k, v, causal):
+    turned = [x.transpose(1, 2) for x in (q, k, v)]
+    return scaled_dot_product_attention(*turned, is_causal=causal)
+
+
+# %%
+if attention == "flash_attention_2":
+    from flash_attn import flash_attn_func
+
+    heads = torch.randn(3, 1, 4096, 32, 128, device="cuda", dtype=torch.bfloat16)
+    q, k, v = heads.requires_grad_()  # (batch, tokens, heads, width of a head)
+    for name, attend in {"SDPA": sdpa, "flash-attn": flash_attn_func}.items():
+        for lap in range(20):
+            if lap == 10:  # the laps before warm up
+                torch.cuda.synchronize()
+                start_of_laps = time.perf_counter()
+            attend(q, k, v, causal=True).sum().backward(retain_graph=True)
+        torch.cuda.synchronize()
+        took = (time.perf_counter() - start_of_laps) / 10
+        print(f"{name}: {1000 * took:.2f} ms for 4,096 tokens, mean of 10")
+
+
+# %% [markdown]
+# Without the package the second cell does nothing, and nothing is missing: SDPA is used.
+# Where no wheel fits your torch, leave it at that. (The course has no measurement of its own: its machines had no `flash-attn`.)
+#
 
 # %% [markdown]
 # ## Exercises
