@@ -278,11 +278,10 @@ def scaling(
     `measured` lies above it, tokens are not quite time, and no second loss is drawn.
     """
     ax.plot(processes, processes, color=COLOURS["base"], ls=":", label="ideal")
-    ax.fill_between(
-        processes, only_uneven, processes, color="#cccccc", label="uneven pairs"
-    )
+    grey, orange = ({"color": c, "linewidth": 0} for c in ("#cccccc", "#d55e00"))
+    ax.fill_between(processes, only_uneven, processes, **grey, label="uneven pairs")
     low = [min(pair) for pair in zip(measured, only_uneven, strict=True)]
-    ax.fill_between(processes, low, only_uneven, color="#d55e00", label="the rest")
+    ax.fill_between(processes, low, only_uneven, **orange, label="the rest")
     ax.plot(processes, measured, "o-", color="#0072b2", label="measured")
     ax.set_xticks(processes)
     ax.legend(frameon=False, fontsize=8)

@@ -423,6 +423,7 @@ colours = ["#999999"] + ["#0072b2"] * (len(rungs) + 1) + ["#009e73"]
 for ax, column in zip(axes, ("s per million tokens", "peak GiB"), strict=True):
     bars = ax.barh(measured.index, measured[column].astype(float), color=colours)
     ax.bar_label(bars, fontsize=7, padding=2)
+    ax.margins(x=0.12)
     ax.tick_params(axis="y", labelsize=7)
     plots.tidy(ax, "", column, "")
 axes[0].invert_yaxis()
@@ -562,6 +563,8 @@ for name, part in done.items():
     elif "compared" in part:
         apart_by = part["largest_relative_difference"]
         print(f"{name}: losses {apart_by:.1e} apart from {part['compared']}'s")
+    if "16 bit" in name and "peak_gib" in part:
+        print(f"{name}: {max(part['peak_gib']):.1f} GiB per GPU at its peak")
 not_there = [n for n in scaling["parts"] if n not in done]
 print("not measured, they failed:", ", ".join(not_there) or "none")
 
