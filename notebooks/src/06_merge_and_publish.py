@@ -188,6 +188,7 @@ print("the trained model against itself:", observed.noise, sep="\n")
 # %%
 import gc
 
+
 def score(model):
     return evaluation.score_pairs(model, tokenizer, held_out, profile.max_length)
 
