@@ -42,7 +42,9 @@ def lab(tmp_path):
         "ServerApp": {"open_browser": False, "port": 0, "allow_root": True},
         "LabApp": {"expose_app_in_browser": True, "news_url": None},
     }
-    (settings / "jupyter_server_config.json").write_text(json.dumps(server))
+    (settings / "jupyter_server_config.json").write_text(
+        json.dumps(server), encoding="utf-8"
+    )
     silent = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")  # a learner sets neither
     environment = {k: v for k, v in os.environ.items() if k not in silent} | {
         "PYTHONPATH": str(course),
@@ -51,14 +53,16 @@ def lab(tmp_path):
         "JUPYTER_RUNTIME_DIR": str(runtime),
     }
     command = [sys.executable, "-m", "course_utils.course", "lab"]
-    with open(tmp_path / "lab.log", "w") as log:
+    with open(tmp_path / "lab.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, cwd=course, env=environment, stdout=log, stderr=log
         )
     try:
         (file,) = browser.wait_until(lambda: [*runtime.glob("jpserver-*.json")], 60)
-        browser.wait_until(lambda: file.read_text().rstrip().endswith("}"), 10)
-        running = json.loads(file.read_text())
+        browser.wait_until(
+            lambda: file.read_text(encoding="utf-8").rstrip().endswith("}"), 10
+        )
+        running = json.loads(file.read_text(encoding="utf-8"))
         yield f"{running['url']}lab?token={running['token']}"
         # The server ends its kernels; a signal would leave them behind.
         request = urllib.request.Request(
@@ -144,7 +148,7 @@ def test_a_learner_runs_a_notebook_and_answers_an_exercise(
 ):
     with browser.opened() as page:
         page.look(1280)
-        page.open(lab)
+        page.visit(lab)
         browser.wait_until(lambda: page.run("'jupyterapp' in window"), 60)
         page.run("jupyterapp.restored.then(() => true)")
         page.run(
@@ -217,7 +221,7 @@ def test_a_page_is_read_in_light_and_dark_at_desk_and_on_a_phone(page, tmp_path,
     notebook = notebooks.read(ROOT / "notebooks" / f"{name}.ipynb")
     file = tmp_path / f"{name}.html"
     pages.write_page(notebook, file, ROOT / "notebooks")
-    page.open(file.as_uri())
+    page.visit(file.as_uri())
     page.run("document.querySelectorAll('details').forEach(d => { d.open = true })")
     for width in (1280, 390):
         for dark in (False, True):
@@ -234,9 +238,10 @@ def test_text_that_is_hard_to_read_is_found_in_both_themes(page, tmp_path):
     file.write_text(
         "<style>@media (prefers-color-scheme: dark) "
         "{ body { filter: invert(.93) hue-rotate(180deg); background: #fff } }</style>"
-        "<body><p style='color: #999; background: #ccc'>pale</p><p>black on white</p>"
+        "<body><p style='color: #999; background: #ccc'>pale</p><p>black on white</p>",
+        encoding="utf-8",
     )
-    page.open(file.as_uri())
+    page.visit(file.as_uri())
     for dark in (False, True):
         page.look(1280, dark)
         ((ratio, text, *_),) = page.run(f"({CONTRAST})(4.5)")

@@ -343,6 +343,7 @@ with resilience.locked(sys.argv[1]):
 def test_a_lock_ends_with_its_owner_however_that_dies(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDING, tmp_path],
+        env=os.environ | {"WANDB_MODE": ""},  # transformers prints that it is offline
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",

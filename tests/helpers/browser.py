@@ -49,8 +49,11 @@ def opened():
         )
         try:
             file = Path(profile) / "DevToolsActivePort"
-            wait_until(lambda: file.exists() and file.read_text().count("\n"), 30)
-            port, path = file.read_text().split()
+            wait_until(
+                lambda: file.exists() and file.read_text(encoding="utf-8").count("\n"),
+                30,
+            )
+            port, path = file.read_text(encoding="utf-8").split()
             yield Page(f"ws://127.0.0.1:{port}{path}")
         finally:
             process.kill()
@@ -103,7 +106,7 @@ class Page:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
 
-    def open(self, url: str):
+    def visit(self, url: str):
         """Load a page, and return when it is there."""
         self.call("Page.navigate", url=url)
         wait_until(
