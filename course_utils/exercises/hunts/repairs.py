@@ -95,7 +95,7 @@ def merge_each(base_folder, adapter_folders, folder):
         # `merge_and_unload` changes the model it is given, so each adapter gets a base
         # of its own; otherwise it is merged into the model before it.
         base = AutoModelForCausalLM.from_pretrained(
-            base_folder, trust_remote_code=False
+            base_folder, use_safetensors=True, trust_remote_code=False
         )
         merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
         merged.save_pretrained(Path(folder) / adapter.name)
