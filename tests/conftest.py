@@ -4,6 +4,7 @@ Set here because the libraries read it when they are first imported.
 """
 
 import os
+import signal
 import warnings
 
 import pytest
@@ -16,6 +17,11 @@ for name, value in {
     "WANDB_MODE": "offline",
 }.items():
     os.environ.setdefault(name, value)
+
+# A shell starts what runs behind it (`make test &`) deaf to Ctrl-C, and so would be the
+# processes that the tests start to press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hub import hub  # noqa: E402 - a fixture: a stand-in for the model hub
 
