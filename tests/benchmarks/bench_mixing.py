@@ -4,12 +4,14 @@
 
 Writes synthetic rows with the real sources' columns, numbers of rows and lengths of
 text, one row in 50 twice, to a temporary folder. Builds the mix from there in a process
-of its own, near duplicates and contamination included, and prints seconds and peak
-memory. Then come mixes of `--rows` rows with texts a tenth as long, to see whether time
-is linear. `--record` writes course_utils/recorded/mix_speed.json.
+of its own, near duplicates and contamination included, `--runs` times, and prints
+seconds, CPU seconds and peak memory. Then come mixes of `--rows` rows with texts a
+tenth as long, to see whether time is linear. `--record` writes
+course_utils/recorded/mix_speed.json.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -41,20 +43,23 @@ from datasets import disable_progress_bars
 from course_utils.data import mixing
 disable_progress_bars()
 folder, near = sys.argv[1], json.loads(sys.argv[2])
-start = time.perf_counter()
+start, before = time.perf_counter(), time.process_time()
 mix = mixing.build(
     folder, evaluation_pairs=800, version="v1.2", near_duplicates=near,
     benchmarks={"questions": f"{folder}/questions.txt"},
 )
 seconds = time.perf_counter() - start
-peak = [resource.getrusage(who).ru_maxrss for who in
-        (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+usage = [resource.getrusage(who) for who in
+         (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 counts = {}
 for row in mix.report:
     for key, value in row.items():
         if key != "source":
             counts[key] = counts.get(key, 0) + value
-print(json.dumps({"seconds": seconds, "peak_gib": [p / 2**20 for p in peak],
+print(json.dumps({"seconds": seconds,
+                  "cpu_seconds": time.process_time() - before
+                  + usage[1].ru_utime + usage[1].ru_stime,
+                  "peak_gib": [u.ru_maxrss / 2**20 for u in usage],
                   "pairs": len(mix.train) + len(mix.evaluation), "counts": counts}))
 """
 
@@ -127,24 +132,36 @@ def write_sources(folder, rows_of, shrink, seed=11):
     return size
 
 
-def measure(rows_of, near, tests, shrink=1):
-    """Seconds and peak GiB of one `mixing.build` in a new process, an empty cache."""
+def measure(rows_of, near, tests, shrink=1, times=1):
+    """Yields what `times` mixes of the same rows took, for each search in `near`.
+
+    Each is built in a new process with an empty cache. cpu_seconds: of the process and
+    its children; they depend little on what else the machine does.
+    """
     with tempfile.TemporaryDirectory() as folder:
         written = write_sources(folder, rows_of, shrink)
         (Path(folder) / "questions.txt").write_text("\n".join(tests), encoding="utf-8")
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", BUILD, folder, json.dumps(near)],
-            env={**os.environ, "HF_HOME": f"{folder}/hf", "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-    result = json.loads(done.stdout.splitlines()[-1])
-    result["whole_process_seconds"] = time.perf_counter() - start
-    return {"rows": sum(rows_of.values()), "parquet_mib": written / 2**20, **result}
+        for number, search in itertools.product(range(times), near):
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory() as cache:
+                done = subprocess.run(
+                    [sys.executable, "-c", BUILD, folder, json.dumps(search)],
+                    env={**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1"},
+                    capture_output=True,
+                    text=True,
+                    encoding="utf-8",
+                )
+            if done.returncode:
+                raise RuntimeError(done.stderr)
+            yield {
+                "near_duplicates": search,
+                "texts_shortened": shrink,
+                "run": number + 1,
+                "rows": sum(rows_of.values()),
+                "parquet_mib": written / 2**20,
+                **json.loads(done.stdout.splitlines()[-1]),
+                "whole_process_seconds": time.perf_counter() - start,
+            }
 
 
 def main():
@@ -152,6 +169,7 @@ def main():
     parser.add_argument(
         "--rows", type=int, nargs="*", default=[10**5, 3 * 10**5, 10**6]
     )
+    parser.add_argument("--runs", type=int, default=5, help="of the real size")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     disable_progress_bars()
@@ -161,15 +179,15 @@ def main():
     writer = Writer(3)
     tests = [writer.text(PROMPT) for _ in range(2_600)]
     real = {name: card.rows for name, card in cards.items()}
-    plan = [(real, near, 1) for near in (False, 0.8)]
+    plan = [(real, (False, 0.8), 1, options.runs)]
     for rows in options.rows:
         shares = {name: -(-card.rows * rows // total) for name, card in cards.items()}
-        plan.append((shares, 0.8, 10))
+        plan.append((shares, (0.8,), 10, 1))
     runs = []
-    for rows_of, near, shrink in plan:
-        made = measure(rows_of, near, tests, shrink)
-        runs.append({"near_duplicates": near, "texts_shortened": shrink, **made})
-        print(json.dumps(runs[-1]), flush=True)
+    for rows_of, near, shrink, times in plan:
+        for made in measure(rows_of, near, tests, shrink, times):
+            runs.append(made)
+            print(json.dumps(made), flush=True)
     if options.record:
         command = "python tests/benchmarks/bench_mixing.py " + " ".join(sys.argv[1:])
         record = {**recorded.describe_run(command.strip(), start), "runs": runs}
