@@ -109,7 +109,7 @@ def progress_lines(cells):
 
 LOG_ODDS = "def log_odds(logps):\n    return {}\n\n\n"
 FURTHEST = """def furthest_move(pairs, batch, accumulation, learning_rate):
-    steps = pairs // (batch * accumulation)
+    steps = -(-pairs // (batch * accumulation))
     return steps, learning_rate * {}
 
 
