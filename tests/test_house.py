@@ -287,3 +287,21 @@ def test_importing_a_module_does_nothing_else(path):
             assert isinstance(statement.value, ast.Constant), ast.unparse(statement)
         else:
             assert isinstance(statement, QUIET), ast.unparse(statement)
+
+
+# --- size ---------------------------------------------------------------------------
+
+MODULES = sorted(places.PACKAGE.rglob("*.py"))
+
+
+def test_every_module_can_be_read_in_one_sitting():
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in MODULES}
+    assert {path.name: n for path, n in lines.items() if n > 350} == {}
+
+
+def test_no_module_of_the_package_needs_a_test_library():
+    for path in MODULES:
+        imported = re.findall(
+            r"^\s*(?:from|import) (\w+)", path.read_text("utf-8"), re.MULTILINE
+        )
+        assert not {"unittest", "pytest"} & set(imported), path

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from course_utils.chat.tokens import IGNORE_INDEX
 from course_utils.training import packing
+from course_utils.training.fast import row_masks
 
 
 def make_pair(chosen, rejected, prompts=(1, 1)):
@@ -45,7 +46,7 @@ def packed(groups, budget=1000, **settings):
 
 def contexts(row):
     """For each target: (ids it is predicted from, their positions, its id)."""
-    seen = packing.visible(row.pair_id, row.segment)
+    seen = row_masks.visible(row.pair_id, row.segment)
     return [
         (
             row.input_ids[0, seen[source]].tolist(),
@@ -137,11 +138,11 @@ def test_rows_are_about_equally_long():
 @given(st.lists(pairs(), min_size=1, max_size=4), st.integers(1, 9))
 def test_masks_of_single_pairs_are_the_blocks_of_the_dense_mask(pairs, multiple):
     (row,) = packed([pairs], multiple=multiple)
-    dense = packing.visible(row.pair_id, row.segment)
+    dense = row_masks.visible(row.pair_id, row.segment)
     blocks = [
         mask[0, :length, :length]
         for mask, length in zip(
-            packing.pair_masks(row.segment, row.lengths), row.lengths, strict=True
+            row_masks.pair_masks(row.segment, row.lengths), row.lengths, strict=True
         )
     ]
     real = sum(row.lengths)
@@ -153,7 +154,7 @@ def test_padding_is_seen_by_no_pair_and_scored_by_none():
     (row,) = packed([[make_pair([1, 2, 3], [1, 2, 4])]], multiple=8)
     assert row.input_ids.shape == (1, 8)
     assert row.pair_id.tolist() == [0] * 4 + [-1] * 4
-    assert not packing.visible(row.pair_id, row.segment)[:4, 4:].any()
+    assert not row_masks.visible(row.pair_id, row.segment)[:4, 4:].any()
     assert row.sources.max() < 4
 
 
@@ -257,7 +258,7 @@ def test_sequences_read_what_the_mask_shows(pairs, share, multiple):
         assert k1 - k0 <= row.longest
         read[row.key_tokens[k0:k1]] += 1
     assert queries[-1] == tokens
-    assert torch.equal(found, packing.visible(row.pair_id, row.segment))
+    assert torch.equal(found, row_masks.visible(row.pair_id, row.segment))
     # Each token's key stands in one place or in two.
     assert torch.equal(row.key_tokens[row.key_first], torch.arange(tokens))
     twice = row.key_second >= 0

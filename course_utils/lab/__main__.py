@@ -1,7 +1,6 @@
 """Repeats a sweep behind recorded lab figures: `python -m course_utils.lab`."""
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
@@ -12,7 +11,7 @@ from course_utils import recorded
 from course_utils.lab.base import BASE_MODEL
 from course_utils.lab.ladder import ladder_jobs
 from course_utils.lab.runs import jobs, leave_one_out_jobs, run
-from course_utils.setup import places
+from course_utils.setup import folders, places
 from course_utils.setup.printing import print_safely
 
 RECORDED = places.PACKAGE / "recorded"
@@ -66,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record["runs"] = sorted(runs, key=lambda r: (r["name"], r["seed"]))
     out = options.out or RECORDED / f"{options.sweep}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    out.write_text(text, encoding="utf-8", newline="\n")
+    folders.write_json(out, record)
     print(f"wrote {out.name} in {record['minutes']} minutes")
 
 

@@ -10,7 +10,6 @@ contains.
 """
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -30,6 +29,7 @@ from transformers import (
 
 from course_utils import recorded
 from course_utils.data import world
+from course_utils.setup import folders
 from course_utils.setup.printing import print_safely
 
 VOCABULARY = 1024
@@ -231,9 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         loss_curve=curve,
     )
-    (options.out / "pretraining.json").write_text(
-        json.dumps(record, indent=1) + "\n", encoding="utf-8", newline="\n"
-    )
+    folders.write_json(options.out / "pretraining.json", record)
     print(f"wrote {options.out} in {record['minutes']} minutes")
 
 

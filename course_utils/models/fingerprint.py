@@ -60,8 +60,7 @@ def record_base(adapter: str | Path, base: str | Path | torch.nn.Module) -> None
 
     base: what the adapter was trained on, as for `local_folder`.
     """
-    text = json.dumps({"sha256": base_fingerprint(base)}, indent=1) + "\n"
-    folders.write_text(Path(adapter) / FILE, text)
+    folders.write_json(Path(adapter) / FILE, {"sha256": base_fingerprint(base)})
 
 
 def require_same_base(adapter: str | Path, base: str | Path) -> str:

@@ -115,7 +115,7 @@ def write_checkpoint(
                 writer.write(part)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        folders.write_text(Path(folder) / INDEX, json.dumps(index, indent=1) + "\n")
+        folders.write_json(Path(folder) / INDEX, index)
     return split.metadata["total_size"]
 
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 GIB = 2**30
 MARKER = ".orpo-course.json"
@@ -226,7 +227,7 @@ def _mark(folder: Path, writer: str, files: list[str]) -> None:
     except PackageNotFoundError:
         course = "unknown"
     marker = {"writer": writer, "version": course, "files": files}
-    write_text(folder / MARKER, json.dumps(marker, indent=1) + "\n")
+    write_json(folder / MARKER, marker)
 
 
 def write_text(path: AnyPath, text: str) -> None:
@@ -238,6 +239,16 @@ def write_text(path: AnyPath, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: AnyPath, content: Any, allow_nan: bool = True) -> None:
+    """As `write_text`, with an object in JSON's form.
+
+    Raises: ValueError for NaN or infinity, which other readers of JSON refuse, unless
+        `allow_nan`.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=allow_nan)
+    write_text(path, text + "\n")
 
 
 def _swap(new: Path, target: Path) -> None:

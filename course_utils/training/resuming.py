@@ -3,10 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from course_utils.setup import folders
 from course_utils.setup.profiles import is_hub_id
 from course_utils.training import resilience
 
@@ -63,19 +63,8 @@ def checkpoint_to_resume(folder: Path, resume: bool, settings: dict) -> str | No
         _require_checkpoint_of(settings, last)
     if resume:
         print(f"resuming from {last}" if last else "no checkpoint yet: from the start")
-    write_json(folder / SETTINGS, settings)
+    folders.write_json(folder / SETTINGS, settings)
     return last
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is whole whenever it is there."""
-    partial = path.with_name(f".{path.name}")
-    try:
-        text = json.dumps(content, indent=1) + "\n"
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def base_fingerprint(source: str, model: torch.nn.Module) -> str:

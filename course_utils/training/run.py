@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from course_utils import models, recorded
+from course_utils.setup import folders
 from course_utils.setup.profiles import Profile
 from course_utils.training import packing, resilience
 from course_utils.training.preparing import plan, prepare
@@ -29,7 +30,6 @@ from course_utils.training.reading import broadcast_from_main, read_json_lines
 from course_utils.training.resuming import (
     checkpoint_to_resume,
     require_room_for_run,
-    write_json,
 )
 
 __all__ = ["Job", "read_json_lines", "run"]
@@ -125,7 +125,7 @@ def train(job: Job) -> dict | None:
     }
     for name in ("attention", "compile_layers", "cuda_graphs"):
         record[name] = getattr(trainer, name, None)
-    write_json(output / "run.json", record)
+    folders.write_json(output / "run.json", record)
     print(f"{output}: adapter, tokenizer, run.json; {seconds:.0f} s of training")
     return record
 

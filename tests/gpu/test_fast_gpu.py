@@ -23,8 +23,12 @@ from fast_harness import (
 from tiny_llama import tiny_model
 from trl_orpo import trl_orpo
 
-from course_utils.training.fast import FastTrainingConfig, PackedORPOTrainer, nf4
-from course_utils.training.fast import fused_lora as lora_layers
+from course_utils.training.fast import (
+    FastTrainingConfig,
+    PackedORPOTrainer,
+    lora_ops,
+    nf4,
+)
 
 pytestmark = pytest.mark.usefixtures("gpu")
 # Wide enough for FlexAttention's kernels: heads of 64.
@@ -159,7 +163,7 @@ def test_triton_decodes_as_bitsandbytes_does_bit_for_bit(kind, doubly, dtype):
         packed, state = functional.quantize_4bit(
             matrix, blocksize=block, compress_statistics=doubly, quant_type=kind
         )
-        packed, scales, blocks, _, code, shape, dtype = lora_layers._packed(
+        packed, scales, blocks, _, code, shape, dtype = lora_ops.packed_arguments(
             packed, state
         )
         found = nf4.decode(packed, scales, blocks, code, shape, dtype)
@@ -182,14 +186,12 @@ def test_what_a_small_adapter_changes_survives_rounding(tokens, shape, device="c
     x = drawn(tokens, inputs, std=1).bfloat16()
     low = drawn(16, inputs, std=(3 * inputs) ** -0.5).bfloat16()
     up = (8e-6 * drawn(outputs, 16, std=1).sign()).bfloat16()
-    between = lora_layers._between(x, low, 2.0)
+    between = lora_ops.between_product(x, low, 2.0)
     grad = drawn(tokens, outputs, std=1).bfloat16()
     rest = low, up, 2.0
-    packed = lora_layers._packed(weight, None)
-    forward = lora_layers._forward(x, between, low, up, *rest, None, False, *packed)
-    backward, *_ = lora_layers._backward(
-        grad, x, between, low, up, *rest, False, *packed
-    )
+    packed = lora_ops.packed_arguments(weight, None)
+    forward = lora_ops._forward(x, between, low, up, *rest, None, False, *packed)
+    backward, *_ = lora_ops._backward(grad, x, between, low, up, *rest, False, *packed)
     for found, left, right, change in (
         (forward, x, weight.t(), between.double() @ up.double().t()),
         (backward, grad, weight, 2 * grad.double() @ up.double() @ low.double()),

@@ -13,16 +13,16 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
-from lm_eval import simple_evaluate
+from lm_eval import evaluator, simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.evaluation import half_precision
+from course_utils.setup.patching import replaced
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,8 @@ def _kept_random_state():
 def _no_inventory():
     """Skip the harness's inventory of this machine, which nobody reads here: it lists
     all packages for a second or two, and complains where there is no git."""
-    nothing = {"get_git_commit_hash": lambda: None, "add_env_info": lambda found: None}
-    with mock.patch.multiple("lm_eval.evaluator", **nothing):
+    with (
+        replaced(evaluator, "get_git_commit_hash", lambda: None),
+        replaced(evaluator, "add_env_info", lambda found: None),
+    ):
         yield

@@ -71,8 +71,7 @@ def write_record(
         "files": fingerprint(folder),
         "run": run,
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    folders.write_text(Path(folder) / GATE_FILE, text)
+    folders.write_json(Path(folder) / GATE_FILE, record, allow_nan=False)
     folders.add_own(folder, [GATE_FILE])
     return record
 

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from course_utils.training import packing
+from course_utils.training.fast import row_masks
 from course_utils.training.packing import PackedRow
 
 NAME = "packed_pairs"
@@ -54,12 +54,12 @@ def mask_arguments(
             "key_order": (row.key_tokens, row.key_first, row.key_second),
         }
     # A mask of four dimensions passes through transformers as it is.
-    masks = packing.pair_masks(row.segment, row.lengths)
+    masks = row_masks.pair_masks(row.segment, row.lengths)
     return {"attention_mask": masks, "pair_lengths": row.lengths}
 
 
 def block_mask(pair_id: torch.Tensor, segment: torch.Tensor) -> BlockMask:
-    """`packing.visible` as FlexAttention's BlockMask, which is never T x T in memory.
+    """`row_masks.visible` as FlexAttention's BlockMask, which is never T x T in memory.
 
     pair_id, segment: (T,) int64, T a multiple of FLEX_BLOCK.
     """
@@ -87,7 +87,7 @@ def packed_attention(
 
     query: (B, heads, T, head_dim); key, value: fewer heads may serve several queries.
     attention_mask: a BlockMask; or with pair_lengths the (P, 1, L, L) masks of
-        packing.pair_masks; or whatever transformers' own SDPA takes; unused where
+        row_masks.pair_masks; or whatever transformers' own SDPA takes; unused where
         key_order and what goes with it are given (see mask_arguments).
     Returns: ((B, T, heads, head_dim), None).
     """

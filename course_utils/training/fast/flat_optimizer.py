@@ -13,10 +13,11 @@ import contextlib
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 from bitsandbytes.optim import optimizer as bnb
+
+from course_utils.setup.patching import replaced
 
 BLOCK = 256  # numbers that share a scale of the 8-bit state
 _STATE = {"state1": 1, "state2": 1, "absmax1": BLOCK, "absmax2": BLOCK}
@@ -84,8 +85,8 @@ def steps_at_once() -> Iterator[None]:
         stretch.update(optimizer, group, gindex, pindex, update_step)
 
     with (
-        mock.patch.object(bnb.Optimizer2State, "init_state", init),
-        mock.patch.object(bnb.Optimizer2State, "update_step", update),
+        replaced(bnb.Optimizer2State, "init_state", init),
+        replaced(bnb.Optimizer2State, "update_step", update),
     ):
         yield
 

@@ -23,16 +23,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
-import torch.nn.functional as F
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from course_utils import orpo
 from course_utils.models import memory
 from course_utils.training import packing
 from course_utils.training.batches import EvenSteps
-from course_utils.training.fast import attention, cpu_embedding, graphs, head, waits
+from course_utils.training.fast import attention, cpu_embedding, graphs, waits
 from course_utils.training.fast.config import (
     FastTrainingConfig,
     choose_attention,
@@ -41,18 +39,17 @@ from course_utils.training.fast.config import (
     choose_decode,
     choose_graphs,
     choose_token_budget,
-    compile_backend,
 )
 from course_utils.training.fast.layers import DecoderLayers
+from course_utils.training.fast.row_recording import RowRecording
+from course_utils.training.fast.row_scoring import RowScoring
 from course_utils.training.fast.validation import require_packable
 from course_utils.training.orpo_trainer import ORPOTrainer
 
-DEFERRED = (
-    "deferred"  # value of "step_groups" in a micro-batch that a later one takes along
-)
+DEFERRED = "deferred"  # "step_groups" of a micro-batch that a later one takes along
 
 
-class PackedORPOTrainer(ORPOTrainer):
+class PackedORPOTrainer(RowScoring, RowRecording, ORPOTrainer):
     """Drop-in for ORPOTrainer: change the class name only.
 
     Takes its arguments and `fast_config`, a fast.FastTrainingConfig, to switch parts
@@ -104,7 +101,7 @@ class PackedORPOTrainer(ORPOTrainer):
             self.accelerator.prepare_model = functools.partial(
                 self.accelerator.prepare_model, evaluation_mode=True
             )
-        self._graphs = None  # while training with them: the recorded rows
+        self._graphs = None  # while training with them: its RowGraphs
         self._layers = None  # while the model is patched: its DecoderLayers
         self._attention_before = None
         self._table = None  # while it is patched: its embeddings, if on the CPU
@@ -262,47 +259,6 @@ class PackedORPOTrainer(ORPOTrainer):
         loss = super().training_step(model, {"row": row}, num_items_in_batch)
         return loss, self._scores.pop()
 
-    def _recorded_step(self, model, row, num_items_in_batch, first):
-        """As _step, by a CUDA graph. first: is it the optimizer step's first row?"""
-        if first:
-            self._graphs.start_window()
-        return self._graphs.run(row, *self._to_record(model, row, num_items_in_batch))
-
-    def _to_record(self, model, row, num_items_in_batch):
-        """(whatever a recording cannot learn from the row, what to record)"""
-        return (
-            (self.current_gradient_accumulation_steps, self._longest(row)),
-            lambda on_device: self._step(model, on_device, num_items_in_batch),
-        )
-
-    def _start_graphs(self, model, groups, rows, num_items_in_batch):
-        """Record rows of all usual lengths, so that training need not stop for it."""
-        self._graphs = graphs.RowGraphs(self._trained(), self.args.device)
-        self._graphs.start_window()
-        slots = self._slots([pair for group in groups for pair in group])
-        budget = self.fast_config.token_budget if self.fast_config.packing else 0
-        most = min(budget, 2 * self.max_length * slots)
-        # The longest first: the others then fit into its memory.
-        samples = [
-            row
-            for tokens in range(_rounded_up(most), 0, -graphs.TOKENS)
-            for row in self._pack(
-                [packing.filling_pairs(min(tokens, most), slots)], slots
-            )
-        ]
-        # As they are, once: this measures, compiles and tunes. The longest row has the
-        # most layers compute again in backward, the shortest the fewest. Results are
-        # not used: the optimizer step begins with gradients of 0 again.
-        for row in rows[:1] + samples[:1] + samples[-1:]:
-            self._step(model, self._graphs.placed(row), num_items_in_batch)
-        graphs.free_workspaces()
-        for row in samples:
-            self._graphs.record(row, *self._to_record(model, row, num_items_in_batch))
-
-    def _longest(self, row):
-        """Tokens that no sequence of a row exceeds: one number for all usual rows."""
-        return max(_rounded_up(self.max_length), row.longest)
-
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -373,116 +329,6 @@ class PackedORPOTrainer(ORPOTrainer):
         idle = replace(rows[-1], nll_weight=nothing, pair_weight=nothing)
         return [idle] * (most - len(rows))
 
-    # ---- one row ----
-
-    def _row_loss(self, model, row):
-        """(loss, scores) of a row's pairs; losses of a step's rows add up.
-
-        scores: detached (P, 5), padding included: a pair's sum of the chosen NLL over
-            prompt and answer, mean log-probs of the chosen and the rejected answer,
-            sums of mean logits of either sequence.
-        """
-        row = row.on(self.args.device)
-        logps, mean_logits = self._token_logps(model, row)
-        nll = -packing.sums(logps, row.in_chosen)
-        chosen = packing.means(logps, row.chosen_answer)
-        rejected = packing.means(logps, row.rejected_answer)
-        scored = nll
-        if self.args.nll_scope == "answer":
-            scored = -packing.sums(logps, row.chosen_answer)
-        ratio = F.logsigmoid(orpo.log_odds_ratio(chosen, rejected))
-        loss = (row.nll_weight.to(nll.dtype) * scored).sum() - self.beta * (
-            row.pair_weight.to(ratio.dtype) * ratio
-        ).sum()
-        logits = (
-            packing.sums(mean_logits, m) for m in (row.in_chosen, row.in_rejected)
-        )
-        return loss, torch.stack([nll, chosen, rejected, *logits], dim=1).detach()
-
-    def _token_logps(self, model, row):
-        """Log-probs of a row's targets and the means of their logits, both (n,).
-
-        The head's forward is replaced for this one call, so that scoring happens inside
-        the model's own forward: FSDP and autocast see what they expect.
-        """
-        output = self.model.get_output_embeddings()
-        embedding = self.model.get_input_embeddings()
-        head_forward, embed_forward = output.forward, embedding.forward
-        tile, backend = self.fast_config.head_tile, compile_backend(self.compile_layers)
-        scored = []
-
-        def score(hidden):
-            hidden = hidden.flatten(0, 1).index_select(0, row.sources)
-            scored.extend(
-                head.token_logps(
-                    output, head_forward, hidden, row.targets, tile, backend
-                )
-            )
-            return scored[0]
-
-        def embed(input_ids):
-            return head.embed(embedding, embed_forward, input_ids, row.embeddings)
-
-        with (
-            self._layers.packed_row(row.input_ids.shape[1]),
-            head.borrowed_forward(output, score),
-            head.borrowed_forward(embedding, embed),
-        ):
-            logps = model(
-                input_ids=row.input_ids,
-                position_ids=row.position_ids,
-                use_cache=False,
-                **attention.mask_arguments(row, self.attention, self._longest(row)),
-            ).logits
-        if not self._head_verified:
-            self._verify_head(logps, scored[0])
-        return logps, scored[1]
-
-    def _verify_head(self, returned, scored):
-        """Once: what the model returns must be what its head returned."""
-        if not torch.equal(returned, scored.to(returned.dtype)):
-            raise ValueError(
-                f"{type(self.model).__name__} changes its head's logits (by a scale or "
-                "a soft cap), so they cannot be scored inside the head. Train this "
-                "model with ORPOTrainer."
-            )
-        self._head_verified = True
-
-    # ---- metrics ----
-
-    @torch.no_grad()
-    def _metrics(self, groups, rows, scores):
-        """One dict of metrics for each group."""
-        # Of each row the real pairs; behind them there may be padding.
-        counts = [len(row.lengths) for row in rows]
-        order = torch.cat(
-            [row.step_index[:n] for row, n in zip(rows, counts, strict=True)]
-        ).argsort()
-        table = torch.cat([s[:n] for s, n in zip(scores, counts, strict=True)])
-        # An index on the CPU would be copied, and waited for.
-        table = table[packing.without_waiting(order, table.device)]
-        return [
-            self._group_metrics(group, part)
-            for group, part in zip(
-                groups, table.split([*map(len, groups)]), strict=True
-            )
-        ]
-
-    def _group_metrics(self, group, table):
-        nll, chosen, rejected, *logits = table.unbind(1)
-        answers = torch.tensor([pair.chosen_scored[1:].sum() for pair in group])
-        _, metrics = self.loss_and_metrics(
-            nll,
-            chosen,
-            rejected,
-            logits,
-            tokens=[sum(len(ids) - 1 for ids in side) for side in _sides(group)],
-            answer_tokens=packing.without_waiting(answers, table.device),
-        )
-        if not self.fast_config.deferred_metrics:
-            metrics = {name: value.item() for name, value in metrics.items()}
-        return metrics
-
 
 class _WithPairs:
     """A collator's batch, plus its Pairs: they stay on the CPU, where rows are made."""
@@ -499,14 +345,5 @@ class _WithPairs:
         return batch
 
 
-def _rounded_up(tokens):
-    """To what rows of CUDA graphs are padded."""
-    return -(-tokens // graphs.TOKENS) * graphs.TOKENS
-
-
 def _pairs(batch):
     return batch["pairs"] if "pairs" in batch else packing.pairs_from_batch(batch)
-
-
-def _sides(group):
-    return [pair.chosen_ids for pair in group], [pair.rejected_ids for pair in group]

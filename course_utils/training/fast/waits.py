@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator
-from unittest import mock
 
 import torch
 from bitsandbytes.optim import optimizer
 
+from course_utils.setup.patching import replaced
 from course_utils.training.fast import flat_optimizer
 
 
@@ -28,8 +28,8 @@ def optimizer_runs_ahead() -> Iterator[None]:
     try:
         with (
             flat_optimizer.steps_at_once(),
-            mock.patch.object(optimizer, "sync_gpu", lambda tensor: None),
-            mock.patch.object(
+            replaced(optimizer, "sync_gpu", lambda tensor: None),
+            replaced(
                 optimizer.Optimizer8bit, "prefetch_state", lambda self, parameter: None
             ),
         ):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from course_utils.setup import folders
 from course_utils.training.resilience.finite import first_not_finite
 
 # Written last: the names, sizes and hashes of the other files, and the run's settings.
@@ -70,8 +71,7 @@ def write_record(checkpoint: Path, processes: int, settings: dict | None) -> Non
         if path.is_file()
     }
     record = {"files": files, "processes": processes, "settings": settings}
-    text = json.dumps(record, indent=1) + "\n"
-    (checkpoint / RECORD).write_text(text, encoding="utf-8", newline="\n")
+    folders.write_json(checkpoint / RECORD, record)
 
 
 def what_is_broken(checkpoint: Path) -> str:

@@ -5,13 +5,13 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from course_utils.setup.patching import replaced
 from course_utils.training.resilience.checkpoints import (
     STATE,
     WEIGHTS,
@@ -124,20 +124,6 @@ def save_adapter(trainer: Trainer, folder: str | Path) -> None:
             raise OSError(f"The adapter was written and is not whole: {broken}.")
         for path in sorted((place / "adapter").iterdir()):
             os.replace(path, folder / path.name)
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give an object another attribute of this name, for a while."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 @contextlib.contextmanager

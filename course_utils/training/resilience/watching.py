@@ -10,8 +10,9 @@ import torch
 from transformers import Trainer
 
 from course_utils.models import memory
+from course_utils.setup.patching import replaced
 from course_utils.training.resilience.guard import Guard
-from course_utils.training.resilience.saving import replaced, save_checkpoint
+from course_utils.training.resilience.saving import save_checkpoint
 
 GIB = 2**30
 
