@@ -118,11 +118,16 @@ def test_what_a_prediction_asks_for_is_not_in_sight():
 # %%
 "hidden"
 
+# %% [markdown]
+# A word on the way.
+
 # %%
 "hidden as well"
 
 # %% [markdown]
+# <details>
 # That came.
+# </details>
 
 # %%
 "seen again"
@@ -141,6 +146,24 @@ def test_every_prediction_is_followed_by_a_hidden_output():
             if notebooks.PREDICT in cell.source:
                 assert after.cell_type == "code", f"{path.name}: {cell.source[-80:]}"
                 assert after.metadata.jupyter == {"outputs_hidden": True}
+
+
+def test_no_text_gives_away_what_a_prediction_asks_for():
+    """Between question and fold stand no caption, and no further question."""
+    for path in notebooks.text_files(ROOT):
+        cells = notebooks.from_text(path.read_text(encoding="utf-8")).cells
+        said, open_question = "", ""
+        for cell in (cell for cell in cells if cell.cell_type == "markdown"):
+            before, *folds = cell.source.split(notebooks.FOLD, 1)
+            if open_question:
+                said += before
+                assert "*Figure:" not in said, f"{path.name}: {open_question}"
+                assert notebooks.PREDICT not in before, f"{path.name}: {open_question}"
+                if not folds:
+                    continue
+            said, question = "", cell.source.partition(notebooks.PREDICT)[2]
+            open_question = question.strip()[:80]
+        assert not open_question, f"{path.name}: no fold answers {open_question!r}"
 
 
 def test_equal_cells_get_different_ids():

@@ -30,6 +30,7 @@ NOTEBOOK_METADATA = {
     "language_info": {"name": "python"},
 }
 PREDICT = "**Predict.**"
+FOLD = "<details>"
 PLACEHOLDERS = ("badge", "recorded", "source")
 # jupytext's own notes on blank lines: they shape the text and are not the author's.
 LAYOUT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker"}
@@ -52,8 +53,8 @@ def from_text(text: str, name: str = "the text") -> NotebookNode:
     """A notebook without outputs, placeholders still in place, from py:percent text.
 
     Cell ids come from the cells' sources, so that a rebuild changes only what changed.
-    What a "Predict" asks for is not in sight: the code cells between it and the next
-    text hide their outputs until the reader asks for them.
+    What a "Predict" asks for is not in sight: the code cells between it and the fold
+    that says what came hide their outputs until the reader asks for them.
     Raises: ValueError for a cell that is neither markdown nor code, or that carries
     metadata other than tags (it would be lost on the way).
     """
@@ -72,7 +73,10 @@ def from_text(text: str, name: str = "the text") -> NotebookNode:
     predicting = False
     for cell in cells:
         if cell.cell_type == "markdown":
-            predicting = PREDICT in cell.source
+            # A cell may hold the fold of one question, then the next question.
+            predicting = PREDICT in cell.source or (
+                predicting and FOLD not in cell.source
+            )
         elif predicting:
             # JupyterLab shows three dots in the output's place, until a click; older
             # programs look for `collapsed`.

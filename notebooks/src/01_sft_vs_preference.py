@@ -514,9 +514,14 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # *Figure: held-out log-probs over the steps of this run. Under SFT both lines rise together; under DPO and ORPO the rejected line ends well below the chosen one.*
 #
 # SFT raises the rejected answers nearly as much as the chosen ones: it learns the voice that both share.
+#
+# </details>
 # This is the paper's Figure 3, which used OPT-350M; ORPO's picture is its Figure 7.
 #
 # One run of one seed could be luck. The recorded runs are longer (250 steps), with three seeds and 420 prompts.

@@ -144,10 +144,10 @@ plt.show()
 
 
 # %% [markdown]
-# *Figure: four histograms of marks, chosen solid and rejected dashed; in each, the chosen answers pile up at the top mark.*
-#
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: four histograms of marks, chosen solid and rejected dashed; in each, the chosen answers pile up at the top mark.*
 #
 # Marks saturate: where most chosen answers have the top mark, no rule can tell a good one from a perfect one.
 # In section 9 we shall see what that costs.
@@ -210,7 +210,14 @@ plots.waterfall(ax, mix.report, f"{stay:.0%} of the rows stay")
 plt.show()
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # *Figure: a waterfall from all rows at the top, minus one bar per reason, to the pairs that are kept at the bottom; the rule takes by far the most.*
+#
+# </details>
+#
+# What the reasons mean:
 #
 # - **rule**: the mark is too low, or the row is flagged. **a rating is missing**: the rule meets no value, and no value satisfies no rule.
 # - **both answers are the same**, **an answer is missing**: nothing to compare.
@@ -580,10 +587,10 @@ ax.set_xlim(0.5, 1)
 plt.show()
 
 # %% [markdown]
-# *Figure: for each source two points with intervals; the chosen answers' share of flaws lies left of the rejected ones', and far from zero.*
-#
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: for each source two points with intervals; the chosen answers' share of flaws lies left of the rejected ones', and far from zero.*
 #
 # A quarter of the chosen answers is even wrong in content.
 # This is the reason for a preference term.
@@ -720,10 +727,10 @@ ax.axvline(0, color="#7f7f7f", lw=1)
 plt.show()
 
 # %% [markdown]
-# *Figure: for each source left out two points with intervals, on its own test questions and on the others'.*
-#
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: for each source left out two points with intervals, on its own test questions and on the others'.*
 #
 # Every source is needed for its own questions: all seven of those intervals lie below zero.
 # For the others' questions this experiment finds no loss. That is not the same as *there is none*: each interval says how large a change could have been missed.
@@ -898,7 +905,13 @@ pd.DataFrame({"answers signed": signs, "signed answer preferred": prefers}).assi
 ).rename_axis("source `signed`")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The source teaches what only it contains; the other sources never sign, so the model without it never does.
+#
+# </details>
+#
 # A column that was renamed upstream ends in an error that names the card and the column.
 #
 # ## Recap

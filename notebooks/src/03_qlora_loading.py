@@ -83,7 +83,13 @@ for name, size in {"weights": 2, "gradients": 2, "AdamW's means": 8, "all": 12}.
 
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # Colab's L4 has about 22 GiB. The weights alone would fit; what training adds does not.
+#
+# </details>
+#
 # Two ideas attack the two parts: **LoRA** trains few weights, **NF4** stores the others in 4 bits. Together: **QLoRA**.
 #
 # ## 2. LoRA: train a detour
@@ -126,9 +132,11 @@ print(f"largest change of a logit: {(adapted(ids).logits - before).abs().max():.
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# By nothing: training starts exactly at the base. Now with a $B$ that is not zero, against the formula:
+# By nothing: training starts exactly at the base.
 #
 # </details>
+#
+# Now with a $B$ that is not zero, against the formula:
 
 # %%
 layer = adapted.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
@@ -271,19 +279,10 @@ lost = {name: [error(p, c) for p in real] for name, c in codes.items()}
 normal = {name: error(torch.randn(1024, 1024), c) for name, c in codes.items()}
 
 # %%
-fig, ax = plt.subplots(figsize=(6, 3), dpi=90)
-n = len(real)
-title = f"NF4 loses least on normal weights (line), and on most of {n} real ones"
-plots.spread(ax, lost, normal, title, "relative error")
-plt.show()
-
-# %% [markdown]
-# *Figure: relative error of three 4-bit codes on the lab model's projection matrices (dots) and on normal weights (lines); NF4 is lowest, equal steps next, FP4 highest.*
-
-# %%
 import numpy as np
 from scipy.stats import kurtosis
 
+n = len(real)
 beaten = {
     name: sum(a < b for a, b in zip(lost["NF4"], lost[name], strict=True))
     for name in list(codes)[1:]
@@ -309,9 +308,17 @@ by_layer = pd.DataFrame(
 )
 by_layer.pivot(index="layer", columns="projection", values="error").round(3)
 
+# %%
+fig, ax = plt.subplots(figsize=(6, 3), dpi=90)
+title = f"What 4 bits lose: {n} real matrices (dots), normal weights (line)"
+plots.spread(ax, lost, normal, title, "relative error")
+plt.show()
+
 # %% [markdown]
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: relative error of three 4-bit codes on the lab model's projection matrices (dots) and on normal weights (lines); NF4 is lowest, equal steps next, FP4 highest.*
 #
 # About 9 % is lost, and the order of the three is that of the normal weights. <!-- measured -->
 # The dots far above the lines are matrices with heavier tails: one large weight makes its whole block coarse.
@@ -387,13 +394,18 @@ fig, ax = plt.subplots(figsize=(7, 2.6), dpi=90)
 plots.stacked_gib(
     ax,
     bills,
-    "QLoRA: Llama 3 8B and all it trains in 6 GiB (computed)",
+    f"Llama 3 8B and what it trains: {sums['QLoRA']:.1f} GiB with QLoRA (computed)",
     limit=(memory.CARDS_GIB["L4"], "L4"),
 )
 plt.show()
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's means; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
+#
+# </details>
 
 # %% [markdown]
 # ### Optional: AdamW's means in 8 bit, and paged
@@ -490,23 +502,24 @@ fig, ax = plt.subplots(figsize=(7, 3), dpi=90)
 plots.stacked_gib(
     ax,
     {name: found.in_five() for name, found in step.items()},
-    f"Logits are {share:.0%} of a step with 8 pairs (predicted)",
+    f"One part is {share:.0%} of a step with 8 pairs (predicted)",
     limit=(memory.CARDS_GIB["L4"], "L4"),
 )
 plt.show()
 
 # %% [markdown]
-# *Figure: four stacked bars of predicted peak memory. The fast trainer's is the shortest; TRL's with two pairs at a time stays below an L4's line too; eight pairs go beyond it, mostly by logits; without checkpointing activations fill the bar.*
-#
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: four stacked bars of predicted peak memory. The fast trainer's is the shortest; TRL's with two pairs at a time stays below an L4's line too; eight pairs go beyond it, mostly by logits; without checkpointing activations fill the bar.*
 #
 # TRL holds the logits of both answers in float32, a half again for the NLL, and a gradient of the same size.
 # Notebook 07's trainer never holds more than a tile of them, and leaves the input embeddings in the CPU's memory.
 # A prediction is worth what its test is worth: on the CPU, the course's tests compare it with what autograd really keeps and what the allocator really hands out.
-# And on a GPU:
 #
 # </details>
+#
+# The prediction against GPUs:
 
 # %%
 try:
@@ -611,7 +624,13 @@ for name in ("NF4", "FP4"):
 print(f"accuracy in {profile.dtype}: {evaluation.estimate(exact.preferred)}")
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # The loss of 9 % in the weights averages out: the lab's log-probs move by thousandths of a nat.
+#
+# </details>
+#
 # Square brackets are 95 % intervals over pairs; every pair is compared with itself.
 # The lab's base hardly prefers either answer, so a nudge can turn a pair.
 # Where so few pairs change sides, trust the exact p-value (McNemar) more than the bootstrap interval.
@@ -758,9 +777,14 @@ for name, (end, all_twins, likeliest) in p_end.items():
     )
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # All three runs have learned *when* to end: the twins together are nearly certain.
 # But without a row of its own the end token has to share that with every twin, and stays below the ceiling.
 # The list form trains the embedding and leaves the head as it was; only the dict works.
+#
+# </details>
 #
 # What that does to whole answers was recorded over 124 steps and three seeds.
 
@@ -872,9 +896,10 @@ for kind in (torch.float32, torch.float16, torch.bfloat16):
 # In bfloat16 the step on the larger weight is rounded away: it keeps 8 binary digits, and the step is smaller than the last.
 # TRL 1.16 does train rows in it: with a 4-bit base and `bf16=True` it casts embeddings and head, and the trained rows with them.
 # The course's trainer leaves them in float32.
-# Two runs of five steps at a learning rate for 8B count the numbers that never moved.
 #
 # </details>
+#
+# Two runs of five steps at a learning rate for 8B count the numbers that never moved.
 
 # %%
 stuck = {}

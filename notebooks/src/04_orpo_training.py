@@ -169,9 +169,9 @@ compared = {
     "3e-3": ("+ learning rate 3e-3", "-"),
 }
 panels = {
-    "loss": "loss: falls at 8e-5",
-    "rewards/accuracies": "accuracy: moves at 3e-3 only",
-    "rewards/margins": "margin: moves at 3e-3 only",
+    "loss": "loss",
+    "rewards/accuracies": "accuracy in the batch",
+    "rewards/margins": "margin",
 }
 
 # %%
@@ -186,10 +186,10 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure: the trainers' own logs over 124 steps, means of five seeds, for three learning rates. At 8e-6 nothing moves. At 8e-5 the loss falls steadily while accuracy in the batch stays at a coin's one half and the margin at 0. At 3e-3 all three move.*
-#
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# *Figure: the trainers' own logs over 124 steps, means of five seeds, for three learning rates. At 8e-6 nothing moves. At 8e-5 the loss falls steadily while accuracy in the batch stays at a coin's one half and the margin at 0. At 3e-3 all three move.*
 #
 # At 8e-5 the model learns to *write* chats: the NLL falls for every answer, chosen or rejected.
 # It does not learn to *prefer*. The loss is nearly all NLL, so it cannot show the difference.
@@ -252,16 +252,17 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# *Figure: recorded preference accuracy and share of good sampled answers for the seven rungs. The first four rungs stay at the base's level; the learning rate of 3e-3 lifts both, β 0.5 and twice the steps add a little each.*
-#
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
+# *Figure: recorded preference accuracy and share of good sampled answers for the seven rungs. The first four rungs stay at the base's level; the learning rate of 3e-3 lifts both, β 0.5 and twice the steps add a little each.*
+#
 # The learning rate is the rung on which the run begins to move.
-# But does the order of the rungs matter? The chat tokens were trained on a rung where nothing could be learned yet.
-# So take each fix back alone, from the rung `+ β 0.5`:
 #
 # </details>
+#
+# But does the order of the rungs matter? Some fixes were tried on a rung where nothing could be learned yet.
+# So take each fix back alone, from the rung `+ β 0.5`:
 
 # %%
 best = runs["+ β 0.5"]
@@ -616,7 +617,12 @@ fixed.train()
 wandb.finish()
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
 # *Figure: held-out log-probs and preference accuracy, redrawn while the run goes; chosen rises from the base's level, rejected stays behind, accuracy leaves 0.5 early.*
+#
+# </details>
 
 # %%
 from pathlib import Path

@@ -667,6 +667,14 @@ finally:
     flip_last_bit(weights)
 
 # %% [markdown]
+# <details>
+# <summary>What the output says (open it when you have written down your prediction)</summary>
+#
+# It is refused. The record holds the hash of every file, and one bit changes a hash.
+# The gate judged what the model *does*; the hash makes sure that this is the model it judged.
+#
+# </details>
+#
 # ## Recap
 
 # %%
@@ -874,9 +882,10 @@ pd.DataFrame(
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
 # Three definitions, one model: `because` says what changes from row to row.
-# Both tools were asked themselves, in environments of their own; recorded, on another batch of eight:
 #
 # </details>
+#
+# Both tools were asked themselves, in environments of their own; recorded, on another batch of eight:
 
 # %%
 asked = recorded.load("elsewhere")
