@@ -10,7 +10,11 @@ ENTRY = {
     "date": "2026-11-27",
     "versions": dict.fromkeys(("python", *versions.SHOWN), "1.2"),
     "notebooks": {"00": "ran", "04": "cell 7: ImportError: gone"},
-    "tests": {"passed": 5, "skipped": 1, "broke": ["test_drift::test_x"]},
+    "tests": {
+        "passed": 5,
+        "skipped": 1,
+        "broke": {"test_drift::test_x": "no such call"},
+    },
 }
 
 
@@ -50,13 +54,13 @@ def test_pytest_s_report_is_counted(tmp_path):
     report.write_text(
         '<testsuites><testsuite tests="3" skipped="1">'
         '<testcase classname="tests.test_a" name="x"/>'
-        '<testcase classname="tests.test_a" name="y"><failure/></testcase>'
+        '<testcase classname="tests.test_a" name="y"><failure message="no&#10;more"/></testcase>'
         '<testcase classname="tests.test_a" name="z"><skipped/></testcase>'
         "</testsuite></testsuites>",
         encoding="utf-8",
     )
     found = versions._tests(report)
-    assert found == {"passed": 1, "skipped": 1, "broke": ["test_a::y"]}
+    assert found == {"passed": 1, "skipped": 1, "broke": {"test_a::y": "no"}}
 
 
 def test_an_unknown_set_lists_the_known_ones():

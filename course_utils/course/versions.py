@@ -152,14 +152,14 @@ def _notebooks(said):
 
 
 def _tests(report):
-    """{"passed": n, "skipped": n, "broke": [names]} from pytest's XML."""
+    """{"passed": n, "skipped": n, "broke": {name: why}} from pytest's XML."""
     suite = ElementTree.parse(report).getroot().find("testsuite")
     count = {key: int(suite.get(key)) for key in ("tests", "skipped")}
-    broke = [
-        f"{case.get('classname').rpartition('.')[2]}::{case.get('name')}"
-        for case in suite.iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
+    broke = {}
+    for case in suite.iter("testcase"):
+        for problem in (*case.iter("failure"), *case.iter("error")):
+            name = f"{case.get('classname').rpartition('.')[2]}::{case.get('name')}"
+            broke[name] = (problem.get("message") or "").partition("\n")[0][:200]
     passed = count["tests"] - count["skipped"] - len(broke)
     return {"passed": passed, "skipped": count["skipped"], "broke": broke}
 
