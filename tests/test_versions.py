@@ -13,7 +13,7 @@ ENTRY = {
     "tests": {
         "passed": 5,
         "skipped": 1,
-        "broke": {"test_drift::test_x": "no such call"},
+        "broke": {"test_drift::test_x": "gone"},
     },
 }
 
@@ -54,13 +54,14 @@ def test_pytest_s_report_is_counted(tmp_path):
     report.write_text(
         '<testsuites><testsuite tests="3" skipped="1">'
         '<testcase classname="tests.test_a" name="x"/>'
-        '<testcase classname="tests.test_a" name="y"><failure message="no&#10;more"/></testcase>'
+        '<testcase classname="tests.test_a" name="y">'
+        '<failure message="a&#10;b"/></testcase>'
         '<testcase classname="tests.test_a" name="z"><skipped/></testcase>'
         "</testsuite></testsuites>",
         encoding="utf-8",
     )
     found = versions._tests(report)
-    assert found == {"passed": 1, "skipped": 1, "broke": {"test_a::y": "no"}}
+    assert found == {"passed": 1, "skipped": 1, "broke": {"test_a::y": "a"}}
 
 
 def test_an_unknown_set_lists_the_known_ones():
