@@ -116,7 +116,7 @@ def test_a_training_that_fails_leaves_the_model_as_it_was(tmp_path):
     assert not any("forward" in vars(m) for n, m in trainer.model.named_modules() if n)
 
 
-def test_generation_while_dressed_is_that_of_the_plain_model(tmp_path):
+def test_generation_while_patched_is_that_of_the_plain_model(tmp_path):
     trainer = packed_trainer(tmp_path)
     prompt = torch.tensor([[3, 5, 8], [0, 4, 4]])
     mask = torch.tensor([[1, 1, 1], [0, 1, 1]])

@@ -119,6 +119,13 @@ def test_a_late_joiner_gets_copies_and_what_was_found(root):
     assert "01 starts on its own" in lines[2]
 
 
+def test_the_command_for_late_joiners_checks_the_machine_first(root, capsys):
+    assert commands.catch_up(root, "01") == 0
+    said = capsys.readouterr().out
+    assert said.index("profile") < said.index("01_second: copied to work")
+    assert (root / "work" / "01_second.ipynb").exists()
+
+
 def test_a_late_joiner_names_a_notebook_that_is_there():
     with pytest.raises(SystemExit, match="No notebook begins with '77'"):
         commands.main(["catch-up", "77"])

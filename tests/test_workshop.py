@@ -1,15 +1,17 @@
 """The workshop's minutes are the notebooks' own, and the bundle installs offline."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from course_utils.course import agenda, bundle
+from course_utils.course import agenda, bundle, commands
 from course_utils.setup import places
 
 ROOT = places.checkout()
+NO_OUTPUTS = shutil.ignore_patterns("outputs", "__pycache__")
 OFFLINE = ["--no-index", "--no-build-isolation"]
 
 
@@ -18,6 +20,17 @@ def test_the_page_has_the_current_minutes():
     assert text == agenda.updated(text, ROOT), (
         "run `python -m course_utils.course agenda`"
     )
+
+
+def test_the_commands_that_renew_pages_write_what_is_committed(tmp_path):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=NO_OUTPUTS)
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=NO_OUTPUTS)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    page = tmp_path / "notebooks" / "WORKSHOP.md"
+    page.write_text(page.read_text("utf-8").replace("| 00 |", "| 99 |"), "utf-8")
+    assert commands.renew_agenda(tmp_path) == commands.renew_promises(tmp_path) == 0
+    for name in ("README.md", "notebooks/WORKSHOP.md"):
+        assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
 
 
 def test_minutes_are_words_records_and_cards():

@@ -133,7 +133,7 @@ def catch_up(root: Path, number: str) -> int:
 
     number = running.chosen(notebooks.notebook_files(root), [number])[0].stem[:2]
     try:
-        print(preflight.check().headline)
+        print(preflight.check())
     except preflight.PreflightError as error:
         print(error)
         return 1

@@ -75,11 +75,12 @@ print(f"{total - linear:,} in the embeddings, the head and the norms")
 
 # %% [markdown]
 # For each weight, training needs the weight and its gradient in 16 bit (2 + 2 bytes),
-# and AdamW's two running means in 32 bit (4 + 4 bytes).
+# and AdamW's two *moments* in 32 bit (4 + 4 bytes): running means of the gradient and of its square.
 
 # %%
-for name, size in {"weights": 2, "gradients": 2, "AdamW's means": 8, "all": 12}.items():
-    print(f"{name:14s} {size:2d} bytes per weight: {total * size / GIB:6.2f} GiB")
+needed = {"weights": 2, "gradients": 2, "AdamW's moments": 8, "all": 12}
+for name, size in needed.items():
+    print(f"{name:15s} {size:2d} bytes per weight: {total * size / GIB:6.2f} GiB")
 
 
 # %% [markdown]
@@ -155,7 +156,7 @@ print(f"trained at 8B: {trained:,} weights, {trained / total:.2%} of all")
 
 
 # %% [markdown]
-# Gradients and AdamW's means are needed for these only.
+# Gradients and AdamW's moments are needed for these only.
 #
 # ### Optional: rank and alpha
 #
@@ -368,14 +369,14 @@ print(
 # **Predict.** Full fine-tuning took 12 bytes per weight. What do LoRA and QLoRA take in all?
 
 # %%
-def bill(bits, adapter_weights=0, gradients=0, means=0):
+def bill(bits, adapter_weights=0, gradients=0, moments=0):
     """GiB: bits of a projection weight; bytes of the rest."""
     parts = {
         "projections": linear * bits / 8,
         "embeddings, head, norms": (total - linear) * 2,
         "LoRA": adapter_weights,
         "gradients": gradients,
-        "AdamW's means": means,
+        "AdamW's moments": moments,
     }
     return {part: size / GIB for part, size in parts.items()}
 
@@ -383,7 +384,7 @@ def bill(bits, adapter_weights=0, gradients=0, means=0):
 # %%
 lora = (trained * 4, trained * 4, trained * 8)
 bills = {
-    "full, 16 bit": bill(16, gradients=total * 2, means=total * 8),
+    "full, 16 bit": bill(16, gradients=total * 2, moments=total * 8),
     "LoRA, 16 bit": bill(16, *lora),
     "QLoRA": bill(double, *lora),
 }
@@ -403,15 +404,15 @@ plt.show()
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's means; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
+# *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's moments; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
 #
 # </details>
 
 # %% [markdown]
-# ### Optional: AdamW's means in 8 bit, and paged
+# ### Optional: AdamW's moments in 8 bit, and paged
 #
-# bitsandbytes can keep the two means in 8 bit, quantised in blocks of 256.
-# *Paged* means lie in memory that the driver moves to the host when the card is full.
+# bitsandbytes can keep the two moments in 8 bit, quantised in blocks of 256.
+# *Paged* moments lie in memory that the driver moves to the host when the card is full.
 #
 # **Predict.** How much smaller are they, and how far do 50 steps go astray?
 
@@ -427,7 +428,7 @@ if torch.cuda.is_available():  # without a GPU there is nothing to page out of
 
 
 def after_50_steps(kind, width=512):  # bitsandbytes pages from 100,000 weights on
-    """(how far the weights went, bytes a weight of the means)"""
+    """(how far the weights went, bytes a weight of the moments)"""
     torch.manual_seed(SEED)
     here = "cuda" if torch.cuda.is_available() else "cpu"
     matrix = torch.nn.Parameter(torch.randn(width, width).to(here))
@@ -480,7 +481,7 @@ static = {k: v / GIB for k, v in memory.static_bytes(llama3_8b, plain).items()}
 mine = bills["QLoRA"]
 assert abs(static["weights"] + static["quant state"] - mine["projections"]) < 0.01
 assert abs(static["embeddings and head"] - mine["embeddings, head, norms"]) < 0.01
-assert abs(static["optimizer"] - mine["AdamW's means"]) < 0.001
+assert abs(static["optimizer"] - mine["AdamW's moments"]) < 0.001
 print({part: round(size, 2) for part, size in static.items()})
 
 # %% [markdown]

@@ -14,7 +14,7 @@ class RowRecording:
         return self._graphs.run(row, *self._to_record(model, row, num_items_in_batch))
 
     def _to_record(self, model, row, num_items_in_batch):
-        """(whatever a recording cannot learn from the row, what to record)"""
+        """(what the graph depends on besides the row's shapes, what to record)"""
         return (
             (self.current_gradient_accumulation_steps, self._longest(row)),
             lambda on_device: self._step(model, on_device, num_items_in_batch),
