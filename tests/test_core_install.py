@@ -6,6 +6,8 @@ import tomllib
 
 from packaging.requirements import Requirement
 
+from course_utils import lab
+from course_utils.data import mixing
 from course_utils.setup import places
 
 ROOT = places.checkout()
@@ -103,3 +105,22 @@ except AttributeError as error:
     print(error)
 """
     assert "has no attribute 'nothing'" in run(code)
+
+
+def test_the_readme_s_ten_lines_train(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, section = readme.partition("## ORPO on your own pairs")
+    code = section.partition("```python\n")[2].partition("```")[0]
+    for shown, here in (
+        ("pairs = ...", "pairs = mixing.build().train.select(range(8))"),
+        ("path/or/name/of/a/chat/model", "chat_model"),
+        ("max_length=1024", "max_length=256, max_steps=1, report_to='none'"),
+    ):
+        assert code.count(shown) == 1
+        code = code.replace(shown, here)
+    monkeypatch.chdir(tmp_path)
+    for part in lab.load_base():
+        part.save_pretrained("chat_model")
+    namespace = {"mixing": mixing}
+    exec(code, namespace)
+    assert namespace["trainer"].state.global_step == 1
