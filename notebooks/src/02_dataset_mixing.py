@@ -428,7 +428,7 @@ print("for example:", prompts[0])
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# "Repeat a word" has few variants, so two independent draws met: an accident that no column of the data confesses.
+# "Repeat a word" has few variants, so two independent draws met. No column of the data shows it.
 # Comparing whole prompts would have missed those with another system prompt.
 #
 # </details>
@@ -472,14 +472,14 @@ print("tested on: ", problems[numbers(leak)])
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# Not one leaked problem has the words of a test, and some have its numbers, so its answer.
+# Not one leaked problem has the words of a test, but some have a test's numbers, and so its answer.
 # (The others have numbers that the lab keeps for tests; it trains on none of those.)
 #
 # </details>
 #
 # ### Optional: runs of equal words
 #
-# The usual tool is a run of equal words: a pair is dropped if so many words in a row stand in a test question.
+# The usual tool looks for runs of equal words: a pair is dropped if, say, 13 of its words stand in a row in a test question.
 #
 # **Predict.** How long must a run be to catch the problems with a test's numbers, and no innocent one?
 
@@ -506,7 +506,7 @@ runs_table
 #
 # </details>
 #
-# Copies, though, it finds without fail. Name your benchmarks, and `build` drops what they ask (13 words; a shorter question must be asked whole):
+# It does find every copy. Name your benchmarks, and `build` drops what they ask (13 words; a shorter question must be asked whole):
 #
 # ```python
 # benchmarks = {"GSM8K": None, "TruthfulQA": None, "MATH-500": None, "mine": "questions.txt"}
@@ -756,7 +756,7 @@ for name, change in others.items():
 #
 # What all pairs have in common, manners and endings, is learnt from any of them: these are right in about nine of ten answers of every training.
 #
-# So a mix is not a stock that gets better with every pound of pairs; it decides *what* the model learns.
+# So more pairs do not simply make a better mix: the mix decides *what* the model learns.
 # (A shorter mix with the same number of steps repeats its pairs more often. n: 60 own and 360 other questions, each the mean of three seeds; answers sampled at temperature 1.)
 #
 # ## 13. Your mix, and its card

@@ -406,6 +406,8 @@ plt.show()
 #
 # *Figure: three stacked bars of computed memory. Full fine-tuning far beyond an L4, mostly AdamW's moments; LoRA in 16 bit below it, nearly all weights; QLoRA about a quarter of the card.*
 #
+# LoRA takes away nearly all gradients and moments; NF4 then shrinks what is left, the weights.
+#
 # </details>
 
 # %% [markdown]
@@ -798,7 +800,7 @@ for name in compared:
 lab.summary(compared)
 
 # %% [markdown]
-# The second run ranks pairs nearly as well, and next to none of its answers is good: they do not stop.
+# The run whose chat tokens were not trained ranks pairs nearly as well, but next to none of its answers is good: they do not stop.
 # Preference accuracy cannot see this fault.
 #
 # ### Optional: which layers?
