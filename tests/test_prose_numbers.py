@@ -7,11 +7,13 @@ of the same `##` section. A share may be quoted in per cent.
 
 import ast
 import re
+from types import SimpleNamespace
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from course_utils.course import notebooks
+from course_utils.exercises import quizzes
 from course_utils.setup import places
 
 ROOT = places.checkout()
@@ -121,3 +123,47 @@ def test_no_cell_hides_an_imported_name(path):
                     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
                 ]
     assert imported.isdisjoint(hidden)
+
+
+# --- quizzes ------------------------------------------------------------------------
+
+# This question supposes its numbers.
+SUPPOSED = "`rewards/margins` is 0.05 at beta 0.1 and 0.20 at beta 0.5."
+
+
+def not_measured(questions, notebook):
+    """Numbers with two decimals, of questions and their right answers, in no output."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    shown = [
+        value
+        for cell in code
+        if "checks.quiz" not in cell.source
+        for output in cell.get("outputs", [])
+        for value, _ in numbers(
+            output.get("text") or output.get("data", {}).get("text/plain") or ""
+        )
+    ]
+    for question in questions:
+        right = question.options[question.right]
+        text = " ".join((question.ask, *right)).replace(SUPPOSED, "")
+        for value, step in numbers(re.sub(r"\d+\s?%", "", text)):
+            if step <= 0.01 and not any(abs(value - s) <= 0.5001 * step for s in shown):
+                yield value
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in notebooks.notebook_files(ROOT) if not path.stem.startswith("08")],
+    ids=lambda path: path.stem,
+)
+def test_quizzes_quote_outputs(path):
+    questions = quizzes.load(path.stem[:2])
+    assert list(not_measured(questions, notebooks.read(path))) == []
+
+
+def test_a_quiz_with_another_number_is_found():
+    cell = new_code_cell("1", outputs=[new_output("stream", text="accuracy 0.824\n")])
+    right = {"right": "a", "options": {"a": ("Chance.", "So it is.")}}
+    for said, found in (("0.82", []), ("0.83", [0.83])):
+        question = SimpleNamespace(ask=f"It fell to {said}. Why?", **right)
+        assert list(not_measured([question], new_notebook(cells=[cell]))) == found

@@ -792,7 +792,7 @@ table["peak_gib"] = [sum(peaks) for peaks in table["peak_gib"]]
 table[columns].round(1)
 
 # %% [markdown]
-# A minute at most for the real mix, in far less than 2 GiB, though the two cores had other work at the time; the search for near repeats costs half of it.
+# A minute at most for the real mix, in less than 2 GiB, though the two cores had other work at the time; the search for near repeats costs half of it.
 # From 100,000 to 1,000,000 rows (texts a tenth as long) time grows no faster than rows.
 #
 # ## 14. Add a source, from card to effect
@@ -908,7 +908,9 @@ pd.DataFrame({"answers signed": signs, "signed answer preferred": prefers}).assi
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# The source teaches what only it contains; the other sources never sign, so the model without it never does.
+# Neither model signs. But the one with the source *prefers* the signed answer, each time; the one without it never does.
+# In these 60 steps it has learned to tell the two apart, and not yet to write one: preferring comes before writing.
+# Whether more steps make it sign is a question for a run of your own; one seed was trained here.
 #
 # </details>
 #
@@ -920,7 +922,7 @@ pd.DataFrame({"answers signed": signs, "signed answer preferred": prefers}).assi
 total = report.loc["all"]
 share = f"{total['kept'] / total['rows']:.2f} (all rows counted)"
 copied = f"{sum(asked.values())} found"
-retold = f"{found_by_text} of {len(leaked)} found"
+retold = f"{found_by_text} of {len(known)} found"
 copies_found = f"{near.loc[0.8].iloc[0]} of 50 found"
 runs_found = f"{sum(caught[-20:])} of 20 found"
 pd.DataFrame(
@@ -929,7 +931,7 @@ pd.DataFrame(
         ("verifier", "chosen with a flaw", flawed["chosen"], len(origin), "world"),
         ("verifier", "rejected with a flaw", flawed["rejected"], len(origin), "world"),
         ("same text", "questions of the tests", copied, len(tests), "world"),
-        ("same text", "problems of the tests, retold", retold, len(leaked), "world"),
+        ("same text", "problems of the tests, retold", retold, len(known), "world"),
         ("MinHash, 0.8", "copies with a word more", copies_found, 50, where),
         ("13 equal words", "copied test questions", runs_found, 20, "world"),
         ("tokens", "chosen minus rejected", longer, longer.n, where),
@@ -938,7 +940,7 @@ pd.DataFrame(
 ).assign(seeds=1).set_index("method")
 
 # %% [markdown]
-# What failed: comparing texts found no retold problem, and top ratings did not mean flawless answers.
+# What failed: comparing whole texts found no retold problem, runs of words found them among many innocent ones, and top ratings did not mean flawless answers.
 # One seed drew the lab's rows and one shuffled them; the intervals are over pairs.
 
 # %%

@@ -258,11 +258,11 @@ plt.show()
 # *Figure: recorded preference accuracy and share of good sampled answers for the seven rungs. The first four rungs stay at the base's level; the learning rate of 3e-3 lifts both, β 0.5 and twice the steps add a little each.*
 #
 # The learning rate is the rung on which the run begins to move.
+# That does not make the rungs below it useless: they had nothing to work on yet.
 #
 # </details>
 #
-# But does the order of the rungs matter? Some fixes were tried on a rung where nothing could be learned yet.
-# So take each fix back alone, from the rung `+ β 0.5`:
+# So does the order of the rungs matter? Take each fix back alone, from the rung `+ β 0.5`:
 
 # %%
 best = runs["+ β 0.5"]
@@ -282,10 +282,11 @@ taken_back.loc[order.sort_values().index].set_index("change")
 # The table is ranked by effect on the answers; intervals are over prompts, each compared with itself, means of five seeds.
 #
 # 1. **Learning rate** and **chat tokens** are each indispensable: without either of them no answer is good.
+#    Both fall to 0, so this measure cannot say which of the two matters more.
 #    Preference accuracy hardly notices the missing chat tokens.
-# 2. **β** from 0.1 to 0.5 is a small gain. It is a choice of its own, apart from the learning rate.
+# 2. **β** from 0.1 to 0.5 is a small gain over prompts; notebook 05 counts the seeds as well, and leaves it open. It is a choice of its own, apart from the learning rate.
 # 3. **Counting the prompt twice** changes no share here that this n could see.
-#    It is a fault all the same: it trains on the user's words, and it distorts every figure that the trainer logs (sections 4.1 and 5).
+#    It is a fault all the same. That the NLL reads the prompt is TRL's intention (notebook 01); here the *odds ratio* scores the user's words as well, and it distorts every figure that the trainer logs (sections 4.1 and 5).
 # 4. **Real dropout** makes no difference that counts, so 0 is the honest setting.
 #
 # What does not follow: that the same holds at 8B. The lab's model is small and wants far higher rates.
@@ -338,8 +339,8 @@ else:
     raise AssertionError("the check should have found the fault")
 
 # %% [markdown]
-# The ladder says that the lab's answers do not suffer.
-# Section 5 shows what does: the run's own log understates what it has learned.
+# The ladder found no harm to the lab's answers.
+# The harm is to the run's own log, which understates what was learned: section 5 shows it.
 #
 # ### 4.2 The learning rate is a full fine-tuning rate
 #
@@ -839,7 +840,7 @@ print(f"largest difference in {len(weights['killed'])} tensors: {largest:.1e}")
 # | messages, not strings | `prompt`, `chosen`, `rejected` as lists of messages | decoded labels: section 4.1. It holds for every size |
 # | chat tokens | train their rows in both matrices | no good answer without them (ladder). Llama 3's base has the same untrained rows; how much 8B loses was not measured here |
 # | learning rate | 8e-5, then sweep 5e-5 to 5e-4 | rule of thumb (*LoRA Without Regret*): ten times the full rate. **Not measured at 8B**; the lab needs 3e-3 |
-# | β | 0.1, then try 0.5 | the paper used 0.1 and 0.2 for 7B models; a small gain on the lab |
+# | β | 0.1, then try 0.5 | the paper used 0.1 and 0.2 for 7B models; a small gain on the lab, open once seeds count (notebook 05) |
 # | pairs and steps | as many as you can afford; 1,000 are few | twice the steps and all pairs: the ladder's last rung |
 # | dropout | 0 | TRL switches it off anyway; on the lab no difference that counts |
 # | evaluation pairs | 800 | arithmetic (section 2), so it holds for every size |

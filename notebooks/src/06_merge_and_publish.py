@@ -492,7 +492,7 @@ pd.DataFrame(saw).T
 #
 # A change of 0.001 in one weight changes no answer: by *behaviour* the folder is the model that was trained, and the gate says so, rightly.
 # It is not the same *file*, and only a hash says that. So the gate's record keeps the hash of every file that it saw, and the upload compares (section 8).
-# Between the two lies what nobody can see: a change that shows on other prompts than these. Exercise 6.3 computes how large a share of prompts can hide behind n equal answers.
+# Between the two lies what nobody can see: a change that shows on other prompts than these. Behind 60 equal answers up to 4.9 % of all prompts can hide (95 %); exercise 6.3 computes it for any n.
 #
 # </details>
 #

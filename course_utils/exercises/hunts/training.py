@@ -127,7 +127,7 @@ def _templated_twice(raw):
     difficulty=2,
     trains="preparing rows for TRL",
     hints=(
-        "Do not read the recipe, read what the trainer makes of it: section 3.1 "
+        "Do not read the recipe, read what the trainer makes of it: section 4.1 "
         "decodes the labels of a row. Decode the input ids of the same row as well.",
         "With a prompt given, TRL reads prompt + chosen. So what may `chosen` hold? "
         "The prompt has every message but the last, and `chosen` has the last only.",
