@@ -34,7 +34,8 @@ def test_an_unknown_record_lists_the_known_ones():
 
 def test_a_run_describes_itself():
     head = recorded.describe_run("python -m x", time.perf_counter() - 90)
-    assert head["command"] == "python -m x" and head["minutes"] == 1.5
+    assert head["command"] == "python -m x"
+    assert 1.5 <= head["minutes"] < 3  # a busy machine needs a while for the versions
     assert head["date"] == datetime.date.today().isoformat()
     assert "cores" in head["machine"]
     assert head["versions"]["python"] == platform.python_version()

@@ -418,8 +418,8 @@ recap.assign(seeds=1, profile=profile.name).set_index("method")
 # %%
 coin = preferred.low <= 0.5 <= preferred.high
 print(
-    f"Finding: profile {profile.name} is ready; its base, not yet tuned, finds the chosen "
-    f"answer likelier in {preferred} of {n} pairs, "
+    f"Finding: profile {profile.name} is ready; its base, before tuning, finds the "
+    f"chosen answer likelier in {preferred} of {n} pairs, "
     + ("no better than a coin" if coin else "so it leans to one side")
 )
 
