@@ -85,8 +85,9 @@ def to_pair(row):  # messages, not strings: else the prompt counts twice (04, 4.
 
 
 pairs = rows.map(to_pair, remove_columns=rows.column_names)
-# A question in both train and test is a leak (02, section 7), so each stays once.
-asked = pd.Series(map(str, pairs["prompt"]))
+# A question in both train and test is a leak (02, section 7), so each stays once,
+# whatever its spaces and capitals (02, hunt 2.5).
+asked = pd.Series(map(str, pairs["prompt"])).str.lower().str.split().str.join(" ")
 pairs = pairs.select((~asked.duplicated()).to_numpy().nonzero()[0])
 
 # %% [markdown]
