@@ -1,6 +1,7 @@
 """The committed notebooks are clean, and each rule for them fires on a bad one."""
 
 import base64
+import re
 from copy import deepcopy
 from itertools import pairwise
 
@@ -164,6 +165,29 @@ def test_no_text_gives_away_what_a_prediction_asks_for():
             said, question = "", cell.source.partition(notebooks.PREDICT)[2]
             open_question = question.strip()[:80]
         assert not open_question, f"{path.name}: no fold answers {open_question!r}"
+
+
+def test_folds_are_set_apart_so_that_markdown_in_and_behind_them_is_read():
+    for path in notebooks.text_files(ROOT):
+        for cell in notebooks.from_text(path.read_text(encoding="utf-8")).cells:
+            if cell.cell_type == "markdown":
+                for line, after in pairwise([*cell.source.splitlines(), ""]):
+                    if line.endswith(("</summary>", "</details>")):
+                        assert not after, f"{path.name}: {line} {after}"
+
+
+def test_the_first_notebook_shows_the_minutes_of_the_others():
+    first, *others = notebooks.notebook_files(ROOT)
+    shown = "".join(
+        output.get("text", "") + "".join(output.get("data", {}).get("text/plain", ""))
+        for cell in notebooks.read(first).cells
+        for output in cell.get("outputs", [])
+    )
+    for path in others:
+        minutes = notebooks.run_record(notebooks.read(path))["seconds"] / 60
+        assert re.search(rf"{path.stem} +{minutes:.1f} ", shown), (
+            f"{path.stem} took {minutes:.1f} minutes: run `make notebooks NAMES=00`"
+        )
 
 
 def test_equal_cells_get_different_ids():

@@ -271,3 +271,17 @@ def test_a_file_appears_when_it_is_complete(tmp_path, error):
         raise error
     assert path.read_text(encoding="utf-8") == "mark 2"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("allow", [True, False])
+def test_json_is_written_completely_or_not_at_all(tmp_path, allow):
+    path = tmp_path / "record.json"
+    path.write_text("before", encoding="utf-8")
+    if allow:
+        folders.write_json(path, {"é": float("nan")})
+        assert path.read_bytes() == '{\n "é": NaN\n}\n'.encode()
+    else:
+        with pytest.raises(ValueError, match="JSON compliant"):
+            folders.write_json(path, {"é": float("nan")}, allow_nan=False)
+        assert path.read_text(encoding="utf-8") == "before"
+    assert [each.name for each in tmp_path.iterdir()] == ["record.json"]

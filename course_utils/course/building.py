@@ -23,6 +23,7 @@ def build_notebooks(
     Returns: 0, or 1 if a notebook broke (its committed form is then left as it was).
     """
     texts = chosen(notebooks.text_files(root), names)
+    texts.sort(key=lambda text: text.stem.startswith("00"))  # it shows all minutes
     broke = [text.stem for text in texts if not _build_one(root, text, only_stale)]
     readme = root / "README.md"
     old = readme.read_text(encoding="utf-8")

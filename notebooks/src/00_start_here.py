@@ -197,8 +197,7 @@ for part in ("prompt", "chosen", "rejected"):
         print(f"{part:9s}{message['role']:10s} {message['content']}")
 
 # %% [markdown]
-# ORPO's loss has two terms.
-# The NLL imitates the chosen row; the odds ratio compares the two answers.
+# ORPO's loss has two terms: the NLL imitates, and the odds ratio compares.
 #
 # **Predict.** Four stretches of text: the prompt and the answer, in the chosen row and in the rejected row.
 # Which term sees which?

@@ -522,7 +522,8 @@ plt.show()
 # SFT raises the rejected answers nearly as much as the chosen ones: it learns the voice that both share.
 #
 # </details>
-# This is the paper's Figure 3, which used OPT-350M; ORPO's picture is its Figure 7.
+#
+# In the paper, SFT's picture is Figure 3 (with OPT-350M) and ORPO's is Figure 7.
 #
 # One run of one seed could be luck. The recorded runs are longer (250 steps), with three seeds and 420 prompts.
 

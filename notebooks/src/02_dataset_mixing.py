@@ -428,7 +428,7 @@ print("for example:", prompts[0])
 # <details>
 # <summary>What the output says (open it when you have written down your prediction)</summary>
 #
-# "Repeat a word" has few variants, so two independent draws met. No column of the data shows it.
+# "Repeat a word" has few variants, so two independent draws met. Nothing in the data's columns says so.
 # Comparing whole prompts would have missed those with another system prompt.
 #
 # </details>
@@ -940,7 +940,7 @@ pd.DataFrame(
 ).assign(seeds=1).set_index("method")
 
 # %% [markdown]
-# What failed: comparing whole texts found no retold problem, runs of words found them among many innocent ones, and top ratings did not mean flawless answers.
+# What failed: comparing whole questions found no retold problem. Short runs of equal words found them all, with most of the innocent problems too. Top ratings did not mean flawless answers.
 # One seed drew the lab's rows and one shuffled them; the intervals are over pairs.
 
 # %%

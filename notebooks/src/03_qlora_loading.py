@@ -884,7 +884,7 @@ print(f"here  {profile.dtype:9s} {attention}: {why}")
 #
 # </details>
 #
-# ### What is trained must not be in 16 bit
+# ### Which precision for what is trained?
 #
 # **Predict.** Weights of 0.18 and of 0.002 get AdamW's first step, as large as the learning rate, 8e-5. What are they then?
 

@@ -149,7 +149,7 @@ lab.summary(["base, Llama 3 chat", "the article"], record="ladder")
 #
 # </details>
 #
-# ### A loss that falls is not enough
+# ### Does a falling loss mean that it learns?
 #
 # Perhaps the learning rate is too low? Here is the same run with a learning rate ten times as high, as its own log shows it.
 #
@@ -294,7 +294,7 @@ taken_back.loc[order.sort_values().index].set_index("change")
 #
 # ## 4. One cause at a time
 #
-# ### 4.1 The prompt is counted twice
+# ### 4.1 What is scored as the answer?
 #
 # The recipe turns `chosen` and `rejected` into strings of the whole conversation and leaves the string column `prompt` beside them.
 # TRL takes strings as they are.
@@ -411,7 +411,7 @@ print(f"base: P(end token) after an answer {end_probability(fresh, held_out[:35]
 # %% [markdown]
 # Section 5 trains the rows and prints the same number again.
 #
-# ### 4.4 The dropout is not there
+# ### 4.4 Which dropout is at work?
 #
 # **Predict.** The recipe sets `lora_dropout=0.05`. TRL's `disable_dropout` is on by default. Which wins?
 
@@ -623,7 +623,7 @@ wandb.finish()
 #
 # *Figure: held-out log-probs and preference accuracy, redrawn while the run goes; chosen rises from the base's level, rejected stays behind, accuracy leaves 0.5 early.*
 #
-# The fixed recipe leaves the coin's 0.5 early and ends near 0.9, on pairs that it was not trained on.
+# On the lab the fixed recipe leaves the coin's 0.5 early and ends near 0.9, on pairs that it was not trained on.
 #
 # </details>
 

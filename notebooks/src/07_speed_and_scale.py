@@ -11,7 +11,8 @@
 # **Time and hardware**: {{recorded}}.
 # Everything runs on the lab's small model; what was measured on Llama 3 8B's exact shape is recorded, and says so.
 #
-# The title's two hours are the article's, for 1,000 pairs on an L4 (see the references); what was measured here are 1,000 pairs on an H200, and minutes on an L4 are a projection (appendix).
+# The title's two hours are the article's, for 1,000 pairs on an L4 (see the references).
+# The course measured on an H200; its minutes for an L4 are projected (appendix).
 #
 # **You need** notebook 01 (the loss), notebook 03 (memory) and notebook 04 (TRL's trainer).
 # Abbreviations are explained in the [glossary](00_start_here.ipynb#glossary).
@@ -440,7 +441,7 @@ plt.show()
 #
 # Packing and compiling bring most: fewer, fuller passes, and fewer operations in each. The fused LoRA and the decode do not show as time where layers are not compiled; that the card waits for the CPU there is a suspicion, since these rungs were not profiled.
 # Each rung is one lap: differences of a few per cent are nothing it can tell from chance.
-# The ladder's *fast* was held to TRL's memory, and its tokens count a shared prefix once; the next table's *fast* may take more, and is compared by pairs.
+# Two things differ in the next table: its *fast* may take more memory than TRL, and it compares pairs, not tokens.
 # *Fast* spends memory on activations that need not be computed again; *fast, TRL's memory* keeps within TRL's own peak, and *lean* spends next to nothing.
 #
 # </details>

@@ -270,7 +270,7 @@ print(
 )
 
 # %% [markdown]
-# The accuracy is of a short run, on half of notebook 04's pairs; there the base stands near a coin's 0.5, and the longer run near 0.9.
+# On the small model this is a short run: 500 pairs, half of what notebook 04 trains on. There the base stands near a coin's 0.5, and the trained model near 0.9.
 #
 # What this page leaves out: curves on held-out pairs (04), paired comparisons (05), the release gate, the model card and the licence's terms (06).
 #
