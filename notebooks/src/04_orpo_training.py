@@ -200,6 +200,7 @@ plt.show()
 # ## 2. Would the article have seen it?
 #
 # It kept 1 % of 1,000 pairs for evaluation: ten.
+#
 # **Predict.** Five of ten pairs are ranked rightly. Between which accuracies can the truth lie?
 
 # %%
